@@ -1,0 +1,37 @@
+"""Supported decoders, by VAE class name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from chopgrad.decoders.base import CausalDecoder, FrameGroup, State
+from chopgrad.decoders.cogvideox import CogVideoXDecoder
+from chopgrad.decoders.wan import WanDecoder
+
+DECODERS: dict[str, type[CausalDecoder]] = {
+    "AutoencoderKLWan": WanDecoder,
+    "AutoencoderKLQwenImage": WanDecoder,
+    "AutoencoderKLCogVideoX": CogVideoXDecoder,
+}
+
+
+def decoder_for(vae: nn.Module, clamp: bool = True) -> CausalDecoder:
+    """The recurrence behind a diffusers video VAE.
+
+    Args:
+        vae: a model of a supported class (``DECODERS``), or of a subclass; used in place.
+        clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end. CogVideoX has none.
+
+    Raises:
+        ValueError: the class is not supported (the message lists those that are).
+    """
+    for cls in type(vae).__mro__:
+        if cls.__name__ in DECODERS:
+            return DECODERS[cls.__name__](vae, clamp=clamp)
+    raise ValueError(
+        f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. "
+        "To add one, subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS."
+    )
+
+
+__all__ = ["DECODERS", "CausalDecoder", "CogVideoXDecoder", "FrameGroup", "State", "WanDecoder", "decoder_for"]

@@ -1,0 +1,209 @@
+"""``frame_loss``: a pixel loss on decoded frames as an ordinary scalar, under any gradient strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from chopgrad.decoders import CausalDecoder
+from chopgrad.decoders.base import FrameGroup
+from chopgrad.engine import Sweep
+from chopgrad.strategies import Chop, Exact, Full, Strategy
+
+LossFn = Callable[..., Tensor]
+Target = Any
+"""A tensor or array [batch, 3, frames, H, W] in [-1, 1] (memory-mapped is fine), or ``slice of frames -> Tensor``."""
+
+
+def frame_loss(
+    decoder: CausalDecoder,
+    latents: Tensor,
+    target: Target,
+    loss_fn: LossFn,
+    strategy: Strategy = Chop(distance=1),  # noqa: B008  (frozen)
+    *,
+    context_frames: int = 0,
+    loss_scale: float = 1.0,
+) -> Tensor:
+    """Pixel-wise loss of the decoded video, differentiable with memory that the strategy sets.
+
+    ``sum_i (n_i / n) loss_fn(frames_i, target_i)`` over frame groups i of n_i frames: equal to ``loss_fn`` on the
+    whole video for every loss that is a mean of per-frame terms. The value does not depend on the strategy; only the
+    gradient does (arXiv 2603.17812, Sec. 3.2). Gradients are computed here, group by group, while the video is being
+    decoded; ``backward`` only hands them on, so it may be called in any composition, but not differentiated again.
+
+    Args:
+        decoder: from ``chopgrad.decoder_for(vae)``.
+        latents: [batch, channels, latent_frames, h, w] in the VAE's own space (see ``decoder.denormalize``).
+        target: [batch, 3, frames, H, W] in [-1, 1] on any device, or a NumPy array or memory map of that shape, or a
+            callable that takes the slice of frames of a group and returns that part; moved to the latents' device
+            group by group.
+        loss_fn: ``loss_fn(frames, target_frames) -> scalar``, the mean over the frames it is given.
+        strategy: ``Full()``, ``Chop(distance, block, ...)`` or ``Exact()``: see ``chopgrad.strategies`` for costs.
+        context_frames: with k > 0 the loss is called as ``loss_fn(frames, target_frames, context)`` where context is
+            None for the first group and else the pair (frames, target frames) of the k frames before the group (fewer
+            at the start). Context frames belong to the carried state: their gradient follows the same truncation.
+        loss_scale: scales the sweeps' adjoints and is divided out at the end. Pass ``scaler.get_scale()`` when the
+            decoder runs in float16, whose small gradients would vanish otherwise.
+
+    Returns:
+        Scalar tensor, float32 (float64 if the losses are).
+
+    Raises:
+        ValueError, TypeError: for shapes, devices, dtypes or settings that do not fit; the message says what to pass.
+        FloatingPointError: the loss of a group is not finite (the message says which).
+    """
+    groups = _check(decoder, latents, target, strategy, context_frames, loss_scale)
+    losses = GroupLosses(groups, target, loss_fn, context_frames, latents.device)
+    count = groups[-1].frames.stop
+    weights = [group.frame_count / count for group in groups]
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+    wanted = torch.is_grad_enabled() and (latents.requires_grad or bool(parameters))
+    sweep = Sweep(
+        decoder,
+        groups,
+        losses,
+        strategy.plan(),
+        latents.detach(),
+        latents.requires_grad,
+        parameters,
+        [w * loss_scale for w in weights],
+    )
+    if not wanted:
+        return _total(sweep.values(), weights)
+    return _FrameLoss.apply(sweep, weights, loss_scale, latents, *parameters)
+
+
+class GroupLosses:
+    """The loss of one group against its part of the target, and the context that the next group sees."""
+
+    def __init__(
+        self, groups: list[FrameGroup], target: Target, loss_fn: LossFn, context_frames: int, device: torch.device
+    ) -> None:
+        self.groups, self.target, self.loss_fn, self.device = groups, target, loss_fn, device
+        self.context_frames = context_frames
+
+    def __call__(self, i: int, frames: Tensor, context: Any) -> tuple[Tensor, Any]:
+        part = self._target(self.groups[i].frames, frames)
+        if self.context_frames:
+            loss = self.loss_fn(frames, part, context)
+            pair = (frames, part)
+            if context is not None:
+                pair = tuple(torch.cat([old, new], dim=2) for old, new in zip(context, pair, strict=True))
+            # A clone, so that the context does not keep the whole group's frames alive.
+            context = tuple(x[:, :, -self.context_frames :].clone() for x in pair)
+        else:
+            loss = self.loss_fn(frames, part)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            got = f"shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"loss_fn must return one floating-point scalar, the mean over the frames it is given; for frame group {i} it "
+                f"returned {got}."
+            )
+        return loss.reshape(()), context
+
+    def _target(self, frames: slice, like: Tensor) -> Tensor:
+        part = self.target(frames) if callable(self.target) else self.target[:, :, frames]
+        part = torch.as_tensor(part)
+        if part.shape != like.shape:
+            raise ValueError(
+                f"target for frames {frames.start} to {frames.stop - 1} has shape {list(part.shape)}, but these latents "
+                f"decode to {list(like.shape)}."
+            )
+        _check_floating(part.dtype)
+        return part.detach().to(self.device, non_blocking=True)
+
+
+class _FrameLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sweep: Sweep, weights: list[float], loss_scale: float, latents: Tensor, *parameters: Tensor):
+        # The autocast weight cache would tie the graphs of all groups together, and hand weights that were cast
+        # without a graph to the groups that need one.
+        cache = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            gradients = sweep.gradients()
+        finally:
+            torch.set_autocast_cache_enabled(cache)
+        ctx.loss_scale = loss_scale
+        ctx.save_for_backward(gradients.latents, *gradients.parameters)
+        return _total(gradients.losses, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor):
+        factor = grad_output / ctx.loss_scale
+        return None, None, None, *(None if g is None else g * factor.to(g.dtype) for g in ctx.saved_tensors)
+
+
+def _total(losses: list[Tensor], weights: list[float]) -> Tensor:
+    values = torch.stack([x.to(torch.promote_types(x.dtype, torch.float32)) for x in losses])
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if bad:
+        raise FloatingPointError(
+            f"The loss of frame group {bad[0]} is {values[bad[0]].item()}"
+            + (f" (and of {len(bad) - 1} more groups)" if len(bad) > 1 else "")
+            + ". Check latents and target for NaN or infinity, and the loss for overflow in this dtype."
+        )
+    return (values * torch.tensor(weights, dtype=values.dtype, device=values.device)).sum()
+
+
+def _check(
+    decoder: CausalDecoder, latents: Tensor, target: Target, strategy: Strategy, context_frames: int, loss_scale: float
+) -> list[FrameGroup]:
+    if not isinstance(decoder, CausalDecoder):
+        raise TypeError(f"decoder must come from chopgrad.decoder_for(vae), got {type(decoder).__name__}.")
+    if not isinstance(strategy, Full | Chop | Exact):
+        raise TypeError(f"strategy must be Full(), Chop(distance=...) or Exact(), got {strategy!r}.")
+    if isinstance(context_frames, bool) or not isinstance(context_frames, int) or context_frames < 0:
+        raise ValueError(f"context_frames must be an int of at least 0, got {context_frames!r}.")
+    if not loss_scale > 0:
+        raise ValueError(f"loss_scale must be positive, got {loss_scale}.")
+    if not isinstance(latents, Tensor) or latents.ndim != 5:
+        got = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise ValueError(f"latents must be a tensor [batch, channels, latent_frames, h, w], got {got}.")
+    if latents.shape[1] != decoder.latent_channels:
+        raise ValueError(
+            f"latents have {latents.shape[1]} channels, but this decoder takes {decoder.latent_channels}: pass them as "
+            f"[batch, {decoder.latent_channels}, latent_frames, h, w]; got {list(latents.shape)}."
+        )
+    if not latents.is_floating_point():
+        raise TypeError(f"latents must be floating point, got {latents.dtype}.")
+    weight = next(iter(decoder.parameters()))
+    if latents.device != weight.device:
+        raise ValueError(f"latents are on {latents.device}, but the decoder is on {weight.device}: move one of them.")
+    if latents.dtype != weight.dtype and not torch.is_autocast_enabled(latents.device.type):
+        raise TypeError(
+            f"latents are {latents.dtype}, but the decoder is {weight.dtype}: cast one of them, or use torch.autocast."
+        )
+    groups = decoder.frame_groups(latents.shape[2])
+    if not callable(target):
+        _check_target(target, latents, groups)
+    return groups
+
+
+def _check_target(target: Target, latents: Tensor, groups: list[FrameGroup]) -> None:
+    shape = getattr(target, "shape", None)
+    if shape is None or len(shape) != 5:
+        got = type(target).__name__ if shape is None else list(shape)
+        raise ValueError(f"target must be [batch, 3, frames, H, W] or a callable of the slice of frames, got {got}.")
+    frames = groups[-1].frames.stop
+    if shape[2] != frames:
+        raise ValueError(f"target has {shape[2]} frames, but {latents.shape[2]} latent frames decode to {frames}.")
+    if shape[0] != latents.shape[0]:
+        raise ValueError(f"target has batch {shape[0]}, but the latents have batch {latents.shape[0]}.")
+    if isinstance(target, Tensor):
+        _check_floating(target.dtype)
+    elif target.dtype.kind != "f":
+        _check_floating(target.dtype)
+
+
+def _check_floating(dtype: Any) -> None:
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"target is {dtype}; pass floating point in [-1, 1]. From 8-bit frames: target.float() / 127.5 - 1."
+        )

@@ -1,0 +1,104 @@
+"""How to differentiate is a value: the points of one dial between full and truncated back-propagation.
+
+Write ``T`` for the number of frame groups, ``A`` for the saved activations of one group, ``c`` for the state (causal
+cache) between two groups, ``D`` for the truncation distance and ``W`` for the block size.
+
+=================================  =====================  ==========================  ==================
+strategy                           gradient               forwards + backwards/group  peak memory
+=================================  =====================  ==========================  ==================
+``Full()``                         exact                  1 + 1                       T A
+``Chop(D)``                        truncated at D         1 + (D+1)                   (D+1) A
+``Chop(0, block=W)``               inside blocks          1 + 1                       W A
+``Chop(D, block=W)``               at least D             1 + (1+D/W)                 (W+D) A
+``Chop(D, block=W, recompute)``    the same               2+(D-1)/W + (1+D/W)         A + (W+D) c
+``Exact()``                        exact                  2 + 1                       A + T c
+``Exact(offload=True)``            exact                  2 + 1                       A + c, T c on the host
+=================================  =====================  ==========================  ==================
+
+Every strategy is read by the one engine (``chopgrad.engine``) as the same four settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def _check_int(owner: str, name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}: {name} must be an int, got {value!r} of type {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {value}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the engine reads: block size (None = one block of all groups), distance, recompute, offload."""
+
+    block: int | None
+    distance: int
+    recompute: bool
+    offload: bool
+
+
+@dataclass(frozen=True)
+class Full:
+    """Ordinary back-propagation through the whole decoded video: exact, and memory grows with the video.
+
+    Prefer it only where it fits; it is the reference that every other strategy is compared with.
+    """
+
+    def plan(self) -> Plan:
+        return Plan(block=None, distance=0, recompute=False, offload=False)
+
+
+@dataclass(frozen=True)
+class Chop:
+    """Truncated back-propagation through the decoder's cache (ChopGrad, arXiv 2603.17812, Sec. 3.2).
+
+    Frame groups are cut into blocks ``[a, b)`` of ``block`` groups. The latent, and every decoder parameter used, of a
+    group in the block receives the gradient of the losses of groups up to ``b - 1 + distance``, and of no others.
+    ``Chop(D)`` is the paper's scheme: the loss of group i reaches the latents i, i-1, ..., i-D.
+
+    Args:
+        distance: truncation distance D in frame groups, at least 0.
+        block: groups differentiated together, at least 1. Larger blocks are never less accurate at the same distance
+            and need fewer backward passes, at the price of ``block`` graphs (or states, with ``recompute``).
+        recompute: keep states and rebuild one graph at a time, instead of keeping ``block + distance`` graphs.
+        offload: what waits for its backward pass waits in host memory: states when recomputing, saved activations
+            when graphs are kept.
+
+    Raises:
+        TypeError, ValueError: when a setting is not an int, or below its least value.
+    """
+
+    distance: int
+    block: int = 1
+    recompute: bool = False
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        _check_int("Chop", "distance", self.distance, 0)
+        _check_int("Chop", "block", self.block, 1)
+
+    def plan(self) -> Plan:
+        return Plan(self.block, self.distance, self.recompute, self.offload)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Exact gradient by checkpointing at the group borders: one block of all groups, graphs rebuilt one at a time.
+
+    Prefer it to truncation wherever its states fit: it costs one more forward pass than ``Full`` and has no bias.
+
+    Args:
+        offload: keep the states in host memory (pinned when the device is CUDA), so that device memory does not
+            depend on the number of frames.
+    """
+
+    offload: bool = False
+
+    def plan(self) -> Plan:
+        return Plan(block=None, distance=0, recompute=True, offload=self.offload)
+
+
+Strategy = Full | Chop | Exact

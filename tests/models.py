@@ -1,0 +1,64 @@
+"""Small random VAEs of every supported class, for tests of exactness."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLQwenImage, AutoencoderKLWan
+from torch import nn
+
+
+def _wan21() -> nn.Module:
+    return AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0],
+    )  # fmt: skip
+
+
+def _wan22() -> nn.Module:
+    return AutoencoderKLWan(
+        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
+        is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=8,
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0],
+    )  # fmt: skip
+
+
+def _qwen() -> nn.Module:
+    return AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0],
+    )  # fmt: skip
+
+
+def _cogvideox() -> nn.Module:
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8), down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3, latent_channels=4, layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+
+
+VAES = {"wan2.1": _wan21, "wan2.2": _wan22, "qwen": _qwen, "cogvideox": _cogvideox}
+
+
+class KeepDtypeUpsample(nn.Upsample):
+    """Upstream's upsampler without its cast to float32, so that a float64 model is float64 throughout."""
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+    """A random VAE, frozen; norms and biases are randomised too, so that no term is silently zero."""
+    torch.manual_seed(seed)
+    vae = VAES[name]()
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    vae = vae.to(dtype).eval().requires_grad_(False)
+    for module in vae.modules():
+        if dtype == torch.float64 and type(module).__name__ in ("WanUpsample", "QwenImageUpsample"):
+            module.__class__ = KeepDtypeUpsample
+    return vae
+
+
+def latents_for(vae: nn.Module, latent_frames: int, batch: int = 1, size: int = 2, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = next(vae.parameters())
+    shape = (batch, 4, latent_frames, size, size)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.dtype)
