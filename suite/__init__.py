@@ -1,0 +1,1 @@
+"""What analyses, benchmarks and training share: clips, result records, losses and figures. Not part of the library."""
