@@ -95,3 +95,24 @@ def load_clip(path: Path, frames: int, height: int, width: int, start: int = 0) 
             "pass fewer --frames or a longer clip."
         )
     return fit(to_unit(raw), height, width)
+
+
+def random_crop(clip: Tensor, height: int, width: int, generator: torch.Generator, zoom: float = 1.5) -> Tensor:
+    """A seeded crop [3, frames, height, width] of a clip shrunk to ``zoom`` crop sizes (less where it is smaller)."""
+    h, w = clip.shape[-2:]
+    scale = min(zoom, h / height, w / width)
+    clip = _cover(clip, max(1.0, scale), height, width)
+    top = int(torch.randint(clip.shape[-2] - height + 1, (), generator=generator))
+    left = int(torch.randint(clip.shape[-1] - width + 1, (), generator=generator))
+    return clip[..., top : top + height, left : left + width].clone()
+
+
+def _cover(clip: Tensor, scale: float, height: int, width: int) -> Tensor:
+    """Resize the whole picture, aspect kept, so that it just covers [scale * height, scale * width]."""
+    h, w = clip.shape[-2:]
+    factor = max(scale * height / h, scale * width / w)
+    size = (max(height, round(h * factor)), max(width, round(w * factor)))
+    if size == (h, w):
+        return clip
+    resized = F.interpolate(clip.transpose(0, 1), size=size, mode="bicubic", antialias=True)
+    return resized.clamp(-1, 1).transpose(0, 1)

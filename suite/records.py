@@ -1,0 +1,146 @@
+"""Result records: one self-describing JSON file per case, ``results/<area>/<case>.json``.
+
+A record has three parts: ``settings`` (every parameter, the seed included), ``metrics`` (numbers with their unit in the
+name, intervals beside means) and ``provenance`` (what made it). Tables and figures read nothing else.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PARTS = ("settings", "metrics", "provenance")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Record:
+    """One result as read back from disk."""
+
+    path: Path
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Command, code, date, versions and device of this process; no host name and no absolute path."""
+    device = torch.device(device)
+    on_cuda = device.type == "cuda"
+    commit, dirty = _commit()
+    return {
+        "command": _command(),
+        "commit": commit,
+        "dirty": dirty,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": importlib.metadata.version("diffusers"),
+        "chopgrad": importlib.metadata.version("chopgrad"),
+        "cuda": torch.version.cuda if on_cuda else None,
+        "device": torch.cuda.get_device_name(device) if on_cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_record(path: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], made_by: Mapping[str, Any]) -> Path:
+    """Write one record atomically: a reader sees the old file or the new one, never half of either.
+
+    Raises:
+        ValueError: a number is not finite; an undefined metric is left out or None.
+    """
+    record = dict(zip(PARTS, (dict(settings), dict(metrics), dict(made_by)), strict=True))
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"Record '{path.name}' holds a number that is not finite: {error}.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """One record.
+
+    Raises:
+        ValueError: not a record; the message says what is wrong with the file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"'{path.name}' is not readable JSON ({error})") from error
+    if not isinstance(content, dict) or any(not isinstance(content.get(part), dict) for part in PARTS):
+        raise ValueError(f"'{path.name}' is not a result record: it needs the objects {', '.join(PARTS)}")
+    return Record(path, *(content[part] for part in PARTS))
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Every record of a folder in order of name; half-written and foreign files are reported and skipped."""
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            yield read_record(path)
+        except ValueError as error:
+            warnings.warn(f"skipped: {error}.", stacklevel=2)
+
+
+def _command() -> str:
+    """The command line with paths relative to the project (or only their last part, when outside it)."""
+    words = [_shorten(word) for word in sys.argv]
+    if words and words[0].endswith("__main__.py"):
+        words[0] = "-m " + words[0].removesuffix("/__main__.py").replace("/", ".")
+        return "python " + words[0] + " " + shlex.join(words[1:])
+    return "python " + shlex.join(words)
+
+
+def _shorten(word: str) -> str:
+    name, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    short = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
+    return f"{name}{equals}{short}"
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """(commit, whether tracked code differed from it); results being written do not count as a difference."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!results"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,70 @@
+"""The conformance kit passes for every supported decoder, and each of its checks fails for a decoder that is wrong."""
+
+import pytest
+import torch
+
+import chopgrad
+from chopgrad.conformance import ConformanceError, check_decoder
+from chopgrad.decoders import WanDecoder
+from tests.models import VAES, build
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_supported_decoders_conform(name):
+    differences = check_decoder(chopgrad.decoder_for(build(name)))
+    assert set(differences) == {"forward", "normalisation", "exact gradient", "recomputation"}
+    assert max(differences.values()) < 1e-12
+
+
+class ForgetsState(WanDecoder):
+    def step(self, z, state):
+        frames, state = super().step(z, state)
+        return frames, tuple(x * 0 if isinstance(x, torch.Tensor) else x for x in state)
+
+
+class DetachesState(WanDecoder):
+    def step(self, z, state):
+        frames, state = super().step(z, state)
+        return frames, tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in state)
+
+
+class ChangesItsState(WanDecoder):
+    def step(self, z, state):
+        for x in state:
+            if isinstance(x, torch.Tensor) and not torch.is_grad_enabled():
+                x.mul_(0.5)
+        return super().step(z, state)
+
+
+class KeepsTensors(WanDecoder):
+    def step(self, z, state):
+        frames, state = super().step(z, state)
+        self.vae.decoder.hidden_cache = [frames]
+        return frames, state
+
+
+class WrongGroups(WanDecoder):
+    def frame_groups(self, latent_frames):
+        groups = super().frame_groups(latent_frames)
+        return groups[:-1] if latent_frames > 2 else groups
+
+
+class WrongScale(WanDecoder):
+    def denormalize(self, latents):
+        return super().denormalize(latents) * 1.001
+
+
+@pytest.mark.parametrize(
+    ("wrong", "property_name"),
+    [
+        (ForgetsState, "forward"),
+        (DetachesState, "exact gradient"),
+        (ChangesItsState, "(forward|purity)"),
+        (KeepsTensors, "purity"),
+        (WrongGroups, "frame groups"),
+        (WrongScale, "normalisation"),
+    ],
+)
+def test_a_wrong_decoder_is_caught(wrong, property_name):
+    with pytest.raises(ConformanceError, match=f"^{property_name}"):
+        check_decoder(wrong(build("wan2.1")))
