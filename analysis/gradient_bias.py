@@ -241,7 +241,7 @@ def figure(record: Record, path: Path) -> None:
     for axis in axes.flat:
         axis.set_xlabel("truncation distance $D$ (frame groups)")
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(loc="lower right" if axis is axes[1, 0] else "upper right")
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.get_yscale() == "linear":
             axis.set_ylim(0, 1.02)
