@@ -1,7 +1,7 @@
 """How wrong is a truncated gradient? ``python analysis/gradient_bias.py`` (Fig. 5 of arXiv 2603.17812).
 
-Crops of real clips are encoded by the VAE's own encoder; the gradient of a pixel loss at the decoder's input is compared
-with full back-propagation for every truncation distance and block size:
+Crops of real clips are encoded by the VAE's own encoder; the gradient of a pixel loss at the decoder's input is
+compared with full back-propagation for every truncation distance and block size:
 
 - absolute error |g_chop - g| and relative error |g_chop - g| / |g| (Frobenius norms over all latents),
 - cosine of the angle between g_chop and g,
@@ -37,7 +37,7 @@ from suite.tables import markdown_table, with_interval
 from suite.vaes import load_vae
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 MEASURES = {
     "absolute_error": "absolute error $\\|g_D - g\\|$",
@@ -84,7 +84,9 @@ def measure(config: Config) -> Path:
     count = len(decoder.frame_groups(latent_frames))
     distances = sorted({min(d, count - 1) for d in config.distances or range(count)})
     if distances[0] < 0 or min(config.blocks) < 1:
-        raise ValueError(f"Distances must be at least 0 and blocks at least 1, got {config.distances} and {config.blocks}.")
+        raise ValueError(
+            f"Distances must be at least 0 and blocks at least 1, got {config.distances} and {config.blocks}."
+        )
     path = config.out or ROOT / "results" / "gradient_bias" / f"{Path(config.vae).name}.json"
     settings = {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in ("out", "clips")},
@@ -132,7 +134,8 @@ def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:
     video = to_unit(read_frames(clip))
     if video.shape[1] < config.frames:
         raise ValueError(
-            f"'{clip.name}' has {video.shape[1]} frames, but {config.frames} are needed: pass fewer --frames or a longer clip."
+            f"'{clip.name}' has {video.shape[1]} frames, but {config.frames} are needed: "
+            "pass fewer --frames or a longer clip."
         )
     generator = torch.Generator().manual_seed(config.seed * 1_000 + k)
     start = int(torch.randint(video.shape[1] - config.frames + 1, (), generator=generator))
@@ -140,7 +143,7 @@ def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:
 
 
 def _measure_one(
-    vae: torch.nn.Module,
+    vae: Any,
     decoder: CausalDecoder,
     video: Tensor,
     losses: list,
@@ -152,7 +155,9 @@ def _measure_one(
         latents = vae.encode(video).latent_dist.mode()
         mse = (decoder.decode(latents) - video).square().mean().item()
     result: dict[str, Any] = {"psnr_db": 10 * math.log10(4 / mse), "errors": {}}
-    for name, loss_fn, pairs in zip(config.losses, losses, pairwise_gradients(decoder, latents, video, losses), strict=True):
+    for name, loss_fn, pairs in zip(
+        config.losses, losses, pairwise_gradients(decoder, latents, video, losses), strict=True
+    ):
         result["errors"][name] = {str(w): [_errors(pairs, d, w) for d in distances] for w in config.blocks}
         if check_engine and name == config.losses[0]:
             result["engine_parity_relative_error"] = _engine_parity(decoder, latents, video, loss_fn, pairs)
@@ -179,20 +184,28 @@ def _engine_parity(decoder: CausalDecoder, latents: Tensor, video: Tensor, loss_
     """
     groups = decoder.frame_groups(latents.shape[2])
     worst = 0.0
-    for strategy, distance, block in ((Chop(1), 1, 1), (Chop(1, block=4, recompute=True), 1, 4), (Exact(), len(groups), 1)):
+    for strategy, distance, block in (
+        (Chop(1), 1, 1),
+        (Chop(1, block=4, recompute=True), 1, 4),
+        (Exact(), len(groups), 1),
+    ):
         leaf = latents.clone().requires_grad_()
-        chopgrad.frame_loss(decoder, leaf, video, loss_fn, strategy).backward()
+        (gradient,) = torch.autograd.grad(chopgrad.frame_loss(decoder, leaf, video, loss_fn, strategy), leaf)
         expected = truncated(pairs, distance, block)
         got = torch.zeros_like(expected)
         for j, group in enumerate(groups):
-            got[j, :, :, : group.latents.stop - group.latents.start] = leaf.grad[:, :, group.latents]
+            got[j, :, :, : group.latents.stop - group.latents.start] = gradient[:, :, group.latents]
         worst = max(worst, ((got - expected).norm() / expected.norm()).item())
     tolerance = 1e4 * torch.finfo(latents.dtype).eps if latents.dtype != torch.bfloat16 else 0.1
-    assert worst < tolerance, f"frame_loss differs from the pairwise gradients by {worst:.1e} (tolerance {tolerance:.1e})"
+    assert worst < tolerance, (
+        f"frame_loss differs from the pairwise gradients by {worst:.1e} (tolerance {tolerance:.1e})"
+    )
     return worst
 
 
-def summarise(samples: list[dict], losses: tuple[str, ...], blocks: tuple[int, ...], distances: list[int]) -> list[dict]:
+def summarise(
+    samples: list[dict], losses: tuple[str, ...], blocks: tuple[int, ...], distances: list[int]
+) -> list[dict]:
     """Mean and 95 % bootstrap interval (over clips, then crops) for each loss, block and distance."""
     clips = [s["clip"] for s in samples]
     rows = []
@@ -277,7 +290,8 @@ def verdicts(record: Record) -> Iterator[str]:
         share = 1 - scaled**2 / relative**2 if relative > 0 else 0.0
         yield (
             f"{loss} at D = 1: relative error {relative:.2f}, cosine {cosine:.2f}; a better magnitude would remove "
-            f"{100 * share:.0f} % of the squared error, so the error is mainly of {'magnitude' if share > 0.5 else 'direction'}."
+            f"{100 * share:.0f} % of the squared error, so it is mainly an error of "
+            f"{'magnitude' if share > 0.5 else 'direction'}."
         )
 
 
@@ -287,7 +301,9 @@ def main(config: Config) -> None:
     figure(record, path.with_suffix(".png"))
     text = table(record)
     path.with_suffix(".md").write_text(
-        "\n".join([f"# Gradient bias, {record.settings['vae']}", "", text, "", *(f"- {v}" for v in verdicts(record)), ""])
+        "\n".join(
+            [f"# Gradient bias, {record.settings['vae']}", "", text, "", *(f"- {v}" for v in verdicts(record)), ""]
+        )
     )
     print(text)
     for sentence in verdicts(record):

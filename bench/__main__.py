@@ -42,34 +42,52 @@ class Config:
 def main(config: Config) -> None:
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {config.device} was asked for, but this PyTorch sees no CUDA device: pass --device cpu.")
+        raise ValueError(
+            f"--device {config.device} was asked for, but this PyTorch sees no CUDA device: pass --device cpu."
+        )
     if config.full and device.type != "cuda":
         raise ValueError(
-            "--full measures the full-size decoders, which would take days on a CPU: run it on a machine with a GPU, or "
-            "leave it out to measure the embedded decoders."
+            "--full measures the full-size decoders, which would take days on a CPU: run it on a machine with a GPU, "
+            "or leave it out to measure the embedded decoders."
         )
     if config.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {config.rounds}.")
     if config.bias:
         for vae in ("wan2.1", "cogvideox"):
             print(f"== gradient bias, {vae}", flush=True)
-            run([sys.executable, "analysis/gradient_bias.py", "--vae", vae, "--device", config.device]
-                + ["--out", str(config.out / "gradient_bias" / f"{vae}.json")])  # fmt: skip
+            result = (config.out / "gradient_bias" / f"{vae}.json").resolve()
+            run(
+                [
+                    sys.executable,
+                    "analysis/gradient_bias.py",
+                    "--vae",
+                    vae,
+                    "--device",
+                    config.device,
+                    "--out",
+                    str(result),
+                ]
+            )
     made_by = provenance(config.device)
     todo = cases(config.device, config.full)
     for case in track(todo, description="peak memory", console=Console(stderr=True)):
         measure_memory(case, config.out / "memory", made_by)
     print("== time", flush=True)
-    run([sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--override-ini=addopts=",
-         "--benchmark-only", "--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
-        CHOPGRAD_BENCH_DEVICE=config.device, CHOPGRAD_BENCH_FULL=str(int(config.full)),
-        CHOPGRAD_BENCH_ROUNDS=str(config.rounds), CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()))  # fmt: skip
+    run(
+        [sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
+        + ["--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
+        CHOPGRAD_BENCH_DEVICE=config.device,
+        CHOPGRAD_BENCH_FULL=str(int(config.full)),
+        CHOPGRAD_BENCH_ROUNDS=str(config.rounds),
+        CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()),
+        CHOPGRAD_BENCH_COMMAND=made_by["command"],
+    )
     name = f"bench-{'full-' if config.full else ''}{device.type}"
     text = report(config.out, todo)
     (config.out / f"{name}.md").write_text(text)
     figure(config.out, todo, config.out / f"{name}.png")
     print(text)
-    print(f"Written: {name}.md and {name}.png in {config.out.name}/, one record per case in memory/ and time/ beside them.")
+    print(f"Written: {name}.md and {name}.png in {config.out.name}/, one record per case in memory/ and time/.")
 
 
 def run(command: list[str], **environment: str) -> None:

@@ -15,7 +15,7 @@ from chopgrad import CausalDecoder, Chop, Exact, Full, Strategy
 from suite.losses import loss_by_name
 from suite.vaes import EMBEDDED, load_vae
 
-FULL_SIZE: dict[str, Callable[[], torch.nn.Module]] = {
+FULL_SIZE: dict[str, Callable[[], Any]] = {
     "full:wan2.1": AutoencoderKLWan,  # the defaults of both classes are the published architectures
     "full:cogvideox": AutoencoderKLCogVideoX,
 }
@@ -94,9 +94,7 @@ def cases(device: str, full: bool = False) -> list[Case]:
         wan = grid("wan2.1", [9, 17, 33], [(32, 32), (64, 64)], device=device)
         return [*wan, *grid("cogvideox", [9, 17, 33], [(32, 32)], device=device)]
     sizes = [(256, 448), (480, 832), (720, 1280)]
-    return [
-        case for vae in FULL_SIZE for case in grid(vae, [17, 33, 49, 97], sizes, device=device, dtype="bfloat16")
-    ]
+    return [case for vae in FULL_SIZE for case in grid(vae, [17, 33, 49, 97], sizes, device=device, dtype="bfloat16")]
 
 
 class Subject:

@@ -15,7 +15,7 @@ from suite.records import Record, read_record
 from suite.tables import markdown_table
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 MIB = 2**20
 
@@ -26,16 +26,16 @@ def report(folder: Path, cases: Sequence[Case]) -> str:
     if not records:
         return "No case was measured.\n"
     p = next(iter(records.values())).provenance
+    code = f"commit {(p['commit'] or 'unknown')[:10]}{' with local changes' if p['dirty'] else ''}"
     lines = [
         "# Peak memory and time of gradient strategies",
         "",
-        f"Measured on {p['device']} ({p['threads']} threads), torch {p['torch']}, diffusers {p['diffusers']}, Python "
-        f"{p['python']}, commit {(p['commit'] or 'unknown')[:10]}{' with local changes' if p['dirty'] else ''}, {p['date'][:10]}: "
-        f"`{p['command']}`.",
+        f"Measured on {p['device']} ({p['threads']} threads), torch {p['torch']}, diffusers {p['diffusers']}, "
+        f"Python {p['python']}, {code}, {p['date'][:10]}: `{p['command']}`.",
         "",
-        "Peak: what the loss and its backward pass add to weights, latents and target. Time: ratio to full back-propagation "
-        "timed right before (mean and 95 % bootstrap interval over rounds; to `Exact()` where full back-propagation does "
-        "not fit).",
+        "Peak: what the loss and its backward pass add to weights, latents and target. Time: ratio to full "
+        "back-propagation timed right before (mean and 95 % bootstrap interval over rounds; to `Exact()` where full "
+        "back-propagation does not fit).",
     ]
     for video in _videos(cases):
         frames = sorted({c.frames for c in cases if _same_video(c, video)})
@@ -83,8 +83,19 @@ def figure(folder: Path, cases: Sequence[Case], path: Path) -> None:
             row[1].plot(distances, [ratio(c) for c in at], marker="o", color=f"C{k}", label=f"{n} frames")
         title = f"{vae}, {video.height}x{video.width}, {video.loss.upper()}, {video.dtype}"
         row[0].set(xlabel="frames", ylabel="peak memory (MiB)", yscale="log", title=title)
-        row[1].set(xlabel="truncation distance $D$ (frame groups)", ylabel="time / time of full", title="Chop(D)", ylim=(0, None))
-        row[2].set(xlabel="time / time of full", ylabel="peak memory (MiB)", yscale="log", title=f"{frames[-1]} frames", xlim=(0, None))
+        row[1].set(
+            xlabel="truncation distance $D$ (frame groups)",
+            ylabel="time / time of full",
+            title="Chop(D)",
+            ylim=(0, None),
+        )
+        row[2].set(
+            xlabel="time / time of full",
+            ylabel="peak memory (MiB)",
+            yscale="log",
+            title=f"{frames[-1]} frames",
+            xlim=(0, None),
+        )
         row[1].legend()
         row[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         for axis in row:

@@ -35,6 +35,7 @@ class Laboratory:
 
     def __init__(self) -> None:
         self.made_by = provenance(DEVICE)
+        self.made_by["command"] = os.environ.get("CHOPGRAD_BENCH_COMMAND", self.made_by["command"])
         self.checked: set[str] = set()
         self.subject: Subject | None = None
         self.reference: Strategy = Full()
@@ -47,15 +48,16 @@ class Laboratory:
         if self.subject is None or replace(self.subject.case, strategy=case.strategy) != case:
             self.subject = None  # before the next one is built
             self.subject = Subject(case)
-            self.reference = Full() if self._fits(Full()) else Exact()
+            self.reference = Full() if fits(self.subject, Full()) else Exact()
         return self.subject
 
-    def _fits(self, strategy: Strategy) -> bool:
-        try:
-            self.subject.run(strategy)
-        except torch.OutOfMemoryError:
-            return False
-        return True
+
+def fits(subject: Subject, strategy: Strategy) -> bool:
+    try:
+        subject.run(strategy)
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def check_gradients(case: Case) -> None:
@@ -64,7 +66,9 @@ def check_gradients(case: Case) -> None:
     Raises:
         AssertionError: one differs by more than rounding; names it.
     """
-    subject = Subject(replace(case, frames=17, height=64, width=64, dtype="float32", loss="mse", trainable_decoder=False))
+    subject = Subject(
+        replace(case, frames=17, height=64, width=64, dtype="float32", loss="mse", trainable_decoder=False)
+    )
     (pairs,) = pairwise_gradients(subject.decoder, subject.latents, subject.target.to(DEVICE), [subject.loss_fn])
     groups = subject.decoder.frame_groups(subject.latents.shape[2])
     for strategy in STRATEGIES:

@@ -1,7 +1,7 @@
 """The conformance kit: what every ``CausalDecoder`` must satisfy, as one function to call from a test.
 
-    from chopgrad.conformance import check_decoder
-    check_decoder(MyDecoder(vae))
+from chopgrad.conformance import check_decoder
+check_decoder(MyDecoder(vae))
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def check_decoder(
     def require(name: str, difference: float, meaning: str) -> None:
         differences[name] = max(differences.get(name, 0.0), difference)
         if not difference <= tolerance:
-            raise ConformanceError(f"{name}: {meaning} (relative difference {difference:.1e}, allowed {tolerance:.1e}).")
+            raise ConformanceError(
+                f"{name}: {meaning} (relative difference {difference:.1e}, allowed {tolerance:.1e})."
+            )
 
     for count in range(1, latent_frames + 1):
         _check_groups(decoder, count)
@@ -60,9 +62,11 @@ def check_decoder(
             ours, theirs = decoder.decode(latents[:, :, :count]), decoder.vae.decode(latents[:, :, :count]).sample
         if ours.shape != theirs.shape:
             raise ConformanceError(
-                f"frame count: {count} latents give {list(ours.shape)} here, {list(theirs.shape)} by the VAE's own decode."
+                f"frame count: {count} latents give {list(ours.shape)} here, {list(theirs.shape)} by the VAE's decode."
             )
-        require("forward", _difference(ours, theirs), f"{count} latents decode to other frames than by the VAE's own decode")
+        require(
+            "forward", _difference(ours, theirs), f"{count} latents decode to other frames than by the VAE's own decode"
+        )
     _check_purity(decoder, latents)
     require(
         "normalisation",
@@ -96,7 +100,9 @@ def _check_groups(decoder: CausalDecoder, count: int) -> None:
     latent = frame = 0
     for group in decoder.frame_groups(count):
         if group.latents.start != latent or group.frames.start != frame or group.frame_count < 1:
-            raise ConformanceError(f"frame groups: those of {count} latents do not tile latents and frames in order: {group}.")
+            raise ConformanceError(
+                f"frame groups: those of {count} latents do not tile latents and frames in order: {group}."
+            )
         latent, frame = group.latents.stop, group.frames.stop
     if latent != count:
         raise ConformanceError(f"frame groups: those of {count} latents cover {latent} latents.")
@@ -114,7 +120,9 @@ def _check_purity(decoder: CausalDecoder, latents: Tensor) -> None:
             again, _ = decoder.step(z, state)
         kept = [x for x in tree_leaves(state) if isinstance(x, Tensor)]
         if not torch.equal(first, again) or any(not torch.equal(a, b) for a, b in zip(copies, kept, strict=True)):
-            raise ConformanceError(f"purity: step at latents {group.latents} changes its state, or differs when repeated.")
+            raise ConformanceError(
+                f"purity: step at latents {group.latents} changes its state, or differs when repeated."
+            )
         state = after
     if any(id(x) not in before for x in _tensors_on_modules(decoder)):
         raise ConformanceError("purity: step leaves tensors on the model's modules; all memory must be in the state.")

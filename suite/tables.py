@@ -10,7 +10,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     cells = [list(map(str, header)), *([_text(x) for x in row] for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
     lines = [
-        "| " + " | ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))) + " |"
+        "| "
+        + " | ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
         for row in cells
     ]
     rule = "|" + "|".join("-" * (w + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths)) + "|"

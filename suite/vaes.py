@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoModel
-from torch import nn
 
 from chopgrad import DECODERS
 from suite.records import ROOT
@@ -18,7 +18,7 @@ EMBEDDED = {name: ROOT / "weights" / f"tiny-{name}" for name in ("wan2.1", "cogv
 
 def load_vae(
     source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, subfolder: str | None = None
-) -> nn.Module:
+) -> Any:
     """A frozen VAE in evaluation mode.
 
     Args:

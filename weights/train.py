@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -71,7 +71,7 @@ class Config:
     """Folder the finished model is written to (default: weights/tiny-<model>)."""
 
 
-def build(model: str) -> nn.Module:
+def build(model: str) -> Any:
     """The untrained narrow model: temporal factor 4 and spatial factor 8, as the full-size ones.
 
     Twice their 16 latent channels, because so narrow a network cannot pack a picture as tightly.
@@ -84,7 +84,7 @@ def build(model: str) -> nn.Module:
 
 
 class Diet:
-    """Training samples: crops of real video and of generated motion, seeded by step so that a resumed run is the same."""
+    """Training samples: crops of real video and generated motion, seeded by step so that a resumed run is the same."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -125,29 +125,29 @@ def single_frames_as_images() -> Iterator[None]:
     """
     wan, cog = WanCausalConv3d.forward, CogVideoXCausalConv3d.forward
 
-    def wan_forward(self: nn.Conv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+    def wan_forward(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         if x.shape[2] > 1 or cache_x is not None or self.stride[0] > 1 or self.kernel_size[0] == 1:
             return wan(self, x, cache_x)
         out = F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], self._padding[2:4])
         return out[:, :, None]
 
-    def cog_forward(self: nn.Module, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def cog_forward(self: Any, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if inputs.shape[2] > 1 or conv_cache is not None or self.time_kernel_size == 1:
-            return cog(self, inputs, conv_cache)
+            return cog(self, inputs, conv_cache)  # type: ignore
         conv = self.conv
         out = F.conv2d(
             inputs[:, :, 0], conv.weight.sum(2), conv.bias, conv.stride[1:], (self.height_pad, self.width_pad)
         )
         return out[:, :, None], inputs.repeat(1, 1, self.time_kernel_size - 1, 1, 1)
 
-    WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan_forward, cog_forward
+    WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan_forward, cog_forward  # type: ignore
     try:
         yield
     finally:
-        WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan, cog
+        WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan, cog  # type: ignore
 
 
-def reconstruction_loss(vae: nn.Module, clip: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+def reconstruction_loss(vae: Any, clip: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
     """(training loss, mean squared error) of the unclamped reconstruction."""
     posterior = vae.encode(clip).latent_dist
     decoded = chopgrad.decoder_for(vae, clamp=False).decode(posterior.sample())
@@ -193,7 +193,13 @@ def train(config: Config) -> Path:
     total = config.image_steps + config.clip_steps
 
     def save() -> None:
-        state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "log": log}
+        state = {
+            "model": vae.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "seconds": seconds,
+            "log": log,
+        }
         torch.save(state, checkpoint.with_suffix(".tmp"))
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
@@ -206,7 +212,11 @@ def train(config: Config) -> Path:
             images = step < config.image_steps
             done = step / config.image_steps if images else (step - config.image_steps) / config.clip_steps
             warmup = min(1.0, (step + 1 if images else step + 1 - config.image_steps) / 100)
-            lr = (config.image_lr if images else config.clip_lr) * warmup * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+            lr = (
+                (config.image_lr if images else config.clip_lr)
+                * warmup
+                * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+            )
             for group in optimizer.param_groups:
                 group["lr"] = lr
             if images:
@@ -241,7 +251,7 @@ def train(config: Config) -> Path:
 
 
 @torch.no_grad()
-def export(vae: nn.Module, diet: Diet, config: Config, out: Path, seconds: float, log: list, earlier: dict | None) -> None:
+def export(vae: Any, diet: Diet, config: Config, out: Path, seconds: float, log: list, earlier: dict | None) -> None:
     """Write the model in float16 with its latent statistics, and how it was trained."""
     device = torch.device(config.device)
     latents = [vae.encode(diet.batch(10_000_000 + i, 2, 17).to(device)).latent_dist.mode() for i in range(16)]

@@ -37,7 +37,7 @@ class CausalDecoder(ABC):
     """
 
     def __init__(self, vae: nn.Module, clamp: bool = True) -> None:
-        self.vae = vae
+        self.vae: Any = vae  # a diffusers model: its attributes are not typed
         self.clamp = clamp
 
     @property
