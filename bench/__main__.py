@@ -31,7 +31,7 @@ class Config:
     full: bool = False
     """The published architectures (random weights, bfloat16) instead of the embedded decoders; needs a GPU."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    rounds: int = 5
+    rounds: int = 3
     """Timed repetitions of each case."""
     bias: bool = True
     """Measure the gradient bias first."""

@@ -91,8 +91,11 @@ def grid(vae: str, frames: list[int], sizes: list[tuple[int, int]], **common: An
 def cases(device: str, full: bool = False) -> list[Case]:
     """The embedded decoders (minutes on two cores), or the published architectures in bfloat16 for a GPU."""
     if not full:
-        wan = grid("wan2.1", [9, 17, 33], [(32, 32), (64, 64)], device=device)
-        return [*wan, *grid("cogvideox", [9, 17, 33], [(32, 32)], device=device)]
+        small = [
+            *grid("wan2.1", [9, 17, 33], [(32, 32)], device=device),
+            *grid("wan2.1", [17, 33], [(64, 64)], device=device),
+        ]
+        return [*small, *grid("cogvideox", [9, 17, 33], [(32, 32)], device=device)]
     sizes = [(256, 448), (480, 832), (720, 1280)]
     return [case for vae in FULL_SIZE for case in grid(vae, [17, 33, 49, 97], sizes, device=device, dtype="bfloat16")]
 

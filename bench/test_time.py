@@ -23,7 +23,7 @@ from suite.pairwise import pairwise_gradients, truncated
 from suite.records import provenance, write_record
 
 DEVICE = os.environ.get("CHOPGRAD_BENCH_DEVICE", "cpu")
-ROUNDS = int(os.environ.get("CHOPGRAD_BENCH_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("CHOPGRAD_BENCH_ROUNDS", "3"))
 RESULTS = Path(os.environ.get("CHOPGRAD_BENCH_RESULTS", "results"))
 CASES = cases(DEVICE, full=os.environ.get("CHOPGRAD_BENCH_FULL") == "1")
 PARITY = 1e-3

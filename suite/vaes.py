@@ -37,15 +37,15 @@ def load_vae(
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"No VAE could be loaded from '{source}': {reason}") from error
-    return vae.to(device, dtype).eval().requires_grad_(False)
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def _check_folder(folder: Path, source: str) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(
-            f"'{source}' has no config.json: pass a folder written by save_pretrained, or the pipeline's folder together "
-            "with --subfolder vae."
+            f"'{source}' has no config.json: pass a folder written by save_pretrained, or a pipeline's folder "
+            "together with --subfolder vae."
         )
     try:
         name = json.loads(config.read_text())["_class_name"]

@@ -1,0 +1,86 @@
+"""Peak memory of a piece of work: the allocator's peak on CUDA, the exact peak of live storages elsewhere."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class PeakMemory:
+    """``with PeakMemory(device) as memory: ...`` then ``memory.peak_bytes``.
+
+    On CUDA: the caching allocator's highest allocation in the block minus what was allocated when it was entered (other
+    threads' work on the device included; cuDNN workspaces included; the context and fragmentation not).
+
+    Elsewhere: the highest sum of the storages that operators returned in the block and that were alive at the same
+    time, each counted once however many tensors share it. Fake tensors are followed like real ones, so the peak of a
+    model that fits no machine can be computed (enter the fake mode first). Buffers inside an operator are not seen.
+
+    Cost: none on CUDA; some microseconds per operator elsewhere, so do not time inside it.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.peak_bytes = 0
+        """Valid after the block."""
+        self._at_entry = 0
+        self._storages: LiveStorages | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._at_entry = torch.cuda.memory_allocated(self.device)
+        else:
+            self._storages = LiveStorages()
+            self._storages.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._storages is not None:
+            self._storages.__exit__(kind, error, traceback)
+            self.peak_bytes = self._storages.peak_bytes
+            self._storages = None
+        else:
+            torch.cuda.synchronize(self.device)
+            self.peak_bytes = torch.cuda.max_memory_allocated(self.device) - self._at_entry
+
+
+class LiveStorages(TorchDispatchMode):
+    """Adds up the storages that operators return, and subtracts each when it dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = self.peak_bytes = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Inputs are noted first: an operator that only views or changes one of them makes no new storage.
+        before = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._add(x.untyped_storage(), before)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage, before: set[int]) -> None:
+        # A storage's Python object lives exactly as long as the storage, so its id and its finalizer can be trusted.
+        key = id(storage)
+        if key in before or key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = weakref.finalize(storage, self._remove, key, size)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.live_bytes -= size

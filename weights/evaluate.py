@@ -1,0 +1,131 @@
+"""How well the embedded VAEs reconstruct: ``python weights/evaluate.py --vae wan2.1``.
+
+PSNR of encode-decode on seeded crops, per clip, with clips seen in training and held-out clips apart; and the curve of
+the training loss.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+import chopgrad
+from suite.bootstrap import mean_interval
+from suite.clips import HELD_OUT_CLIPS, TRAINING_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
+from suite.records import ROOT, provenance, write_record
+from suite.tables import markdown_table, with_interval
+from suite.vaes import EMBEDDED, load_vae
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+@dataclass
+class Config:
+    """Settings of the evaluation."""
+
+    vae: str = "wan2.1"
+    """wan2.1 or cogvideox (the embedded decoders), a folder written by save_pretrained, or a hub id."""
+    clips: Path | None = None
+    """Folder of further held-out videos."""
+    crops: int = 8
+    """Seeded crops (position and first frame) per clip and size."""
+    frames: int = 17
+    sizes: tuple[int, ...] = (64, 128)
+    """Height and width of a crop in pixels; a crop covers two thirds of the shorter side, or more."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    seed: int = 0
+    out: Path | None = None
+    """Result file (default: results/reconstruction/<vae>.json)."""
+
+
+@torch.no_grad()
+def evaluate(config: Config) -> Path:
+    vae = load_vae(config.vae, config.device)
+    decoder = chopgrad.decoder_for(vae)
+    clips = [("trained", packaged_clip(name)) for name in TRAINING_CLIPS]
+    clips += [("held out", packaged_clip(name)) for name in HELD_OUT_CLIPS]
+    clips += [("held out", path) for path in (find_clips(config.clips) if config.clips else [])]
+    rows: list[dict[str, Any]] = []
+    for split, path in track(clips, description="reconstruction", console=Console(stderr=True)):
+        video = to_unit(read_frames(path))
+        if video.shape[1] < config.frames:
+            raise ValueError(
+                f"'{path.name}' has {video.shape[1]} frames, but {config.frames} are needed: pass --frames."
+            )
+        for size in config.sizes:
+            values = []
+            for k in range(config.crops):
+                generator = torch.Generator().manual_seed(config.seed * 1_000 + k)
+                start = int(torch.randint(video.shape[1] - config.frames + 1, (), generator=generator))
+                crop = random_crop(video[:, start : start + config.frames], size, size, generator)[None]
+                crop = crop.to(config.device)
+                error = decoder.decode(vae.encode(crop).latent_dist.mode()) - crop
+                values.append(10 * math.log10(4 / error.square().mean().item()))
+            rows.append({"clip": path.name, "split": split, "size": size, "psnr_db": list(mean_interval(values))})
+            rows[-1]["psnr_db_per_crop"] = values
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "clips")}
+    settings |= {"clips": [path.name for _, path in clips], "sizes": list(config.sizes)}
+    settings["vae"] = Path(config.vae).name if Path(config.vae).is_absolute() else config.vae
+    path = config.out or ROOT / "results" / "reconstruction" / f"{Path(config.vae).name}.json"
+    return write_record(path, settings, {"clips": rows}, provenance(config.device))
+
+
+def table(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> str:
+    """Mean PSNR and its bootstrap interval per clip and size."""
+    by_clip: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        by_clip.setdefault((row["clip"], row["split"]), []).append(with_interval(row["psnr_db"], digits=1))
+    header = ["clip", "seen in training", *(f"PSNR at {s}x{s} (dB)" for s in sizes)]
+    return markdown_table(header, [[clip, "yes" if s == "trained" else "no", *v] for (clip, s), v in by_clip.items()])
+
+
+def training_curve(folder: Path) -> None:
+    """PSNR of the training samples against hours, over all rounds of training; written beside the model."""
+    record = json.loads((folder / "training.json").read_text())
+    rounds = []
+    while record:
+        rounds.insert(0, record)
+        record = record.get("earlier")
+    fig, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    hours = 0.0
+    for k, one in enumerate(rounds):
+        rows, images = one["log"]["rows"], one["settings"]["image_steps"]
+        for color, phase, part in (
+            ("C0", "single frames", [r for r in rows if r[0] <= images]),
+            ("C1", "clips", [r for r in rows if r[0] > images]),
+        ):
+            if part:
+                x, y = [hours + r[3] / 3600 for r in part], [r[1] for r in part]
+                axis.plot(x, y, color=color, linewidth=1, label=phase if k == 0 else None)
+        hours += one["train_seconds"] / 3600
+    axis.set(xlabel="hours on one CPU core", ylabel="PSNR of training samples (dB)", title=folder.name)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    fig.savefig(folder / "training.png", dpi=120)
+    plt.close(fig)
+
+
+def main(config: Config) -> None:
+    path = evaluate(config)
+    text = table(json.loads(path.read_text())["metrics"]["clips"], config.sizes)
+    path.with_suffix(".md").write_text(f"# Reconstruction, {path.stem}\n\n{text}\n")
+    if config.vae in EMBEDDED:
+        training_curve(EMBEDDED[config.vae])
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
