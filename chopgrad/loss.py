@@ -14,6 +14,7 @@ from chopgrad.decoders.base import FrameGroup
 from chopgrad.engine import Sweep
 from chopgrad.strategies import Chop, Exact, Full, Strategy
 
+_Dropout = torch.nn.modules.dropout._DropoutNd
 LossFn = Callable[..., Tensor]
 Target = Any
 """A tensor or array [batch, 3, frames, H, W] in [-1, 1] (memory-mapped is fine), or ``slice of frames -> Tensor``."""
@@ -101,8 +102,8 @@ class GroupLosses:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             got = f"shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"loss_fn must return one floating-point scalar, the mean over the frames it is given; for frame group {i} it "
-                f"returned {got}."
+                "loss_fn must return one floating-point scalar, the mean over the frames it is given; for frame group "
+                f"{i} it returned {got}."
             )
         return loss.reshape(()), context
 
@@ -111,8 +112,8 @@ class GroupLosses:
         part = torch.as_tensor(part)
         if part.shape != like.shape:
             raise ValueError(
-                f"target for frames {frames.start} to {frames.stop - 1} has shape {list(part.shape)}, but these latents "
-                f"decode to {list(like.shape)}."
+                f"target for frames {frames.start} to {frames.stop - 1} has shape {list(part.shape)}, but these "
+                f"latents decode to {list(like.shape)}."
             )
         _check_floating(part.dtype)
         return part.detach().to(self.device, non_blocking=True)
@@ -180,6 +181,8 @@ def _check(
         raise TypeError(
             f"latents are {latents.dtype}, but the decoder is {weight.dtype}: cast one of them, or use torch.autocast."
         )
+    if strategy.plan().recompute and any(isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()):
+        raise ValueError(f"{strategy} runs steps twice, and active dropout would differ between them: call vae.eval().")
     groups = decoder.frame_groups(latents.shape[2])
     if not callable(target):
         _check_target(target, latents, groups)
@@ -196,9 +199,7 @@ def _check_target(target: Target, latents: Tensor, groups: list[FrameGroup]) -> 
         raise ValueError(f"target has {shape[2]} frames, but {latents.shape[2]} latent frames decode to {frames}.")
     if shape[0] != latents.shape[0]:
         raise ValueError(f"target has batch {shape[0]}, but the latents have batch {latents.shape[0]}.")
-    if isinstance(target, Tensor):
-        _check_floating(target.dtype)
-    elif target.dtype.kind != "f":
+    if isinstance(target, Tensor) or target.dtype.kind != "f":
         _check_floating(target.dtype)
 
 

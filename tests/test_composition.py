@@ -1,0 +1,152 @@
+"""``frame_loss`` is an ordinary scalar: it adds, accumulates, scales, runs under autocast and without gradients."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import chopgrad
+from chopgrad import Chop, Exact, Full
+from tests.brute_force import relative_error
+from tests.models import VAES, build, latents_for
+
+STRATEGIES = [Full(), Exact(), Exact(offload=True), Chop(1), Chop(1, block=2, recompute=True)]
+
+
+def setting(name="wan2.1", latent_frames=4, dtype=torch.float64, batch=1):
+    vae = build(name, dtype)
+    decoder = chopgrad.decoder_for(vae)
+    z = latents_for(vae, latent_frames, batch)
+    with torch.no_grad():
+        target = torch.randn(decoder.decode(z).shape, dtype=torch.float64).to(dtype)
+    return decoder, z, target
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_adds_to_other_losses_and_reaches_a_backbone(strategy):
+    decoder, z, target = setting()
+    backbone = nn.Conv3d(4, 4, 1, dtype=torch.float64)
+
+    def gradient(combine):
+        out = backbone(z)
+        latent_loss = (out - z).square().mean()
+        pixel_loss = chopgrad.frame_loss(decoder, out, target, F.mse_loss, strategy)
+        return torch.autograd.grad(combine(latent_loss, pixel_loss), backbone.weight)[0]
+
+    together = gradient(lambda a, b: 2 * a + 0.3 * b)
+    apart = 2 * gradient(lambda a, b: a + 0 * b) + 0.3 * gradient(lambda a, b: b + 0 * a)
+    assert relative_error(together, apart) < 1e-12
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_accumulates_over_micro_batches(strategy):
+    decoder, z, target = setting(batch=2)
+    decoder.vae.decoder.requires_grad_(True)
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+    whole = z.clone().requires_grad_()
+    chopgrad.frame_loss(decoder, whole, target, F.mse_loss, strategy).backward()
+    expected = [p.grad.clone() for p in parameters]
+    for p in parameters:
+        p.grad = None
+    parts = z.clone().requires_grad_()
+    for i in range(2):
+        (chopgrad.frame_loss(decoder, parts[i : i + 1], target[i : i + 1], F.mse_loss, strategy) / 2).backward()
+    assert relative_error(parts.grad, whole.grad) < 1e-12
+    assert max(relative_error(p.grad, e) for p, e in zip(parameters, expected)) < 1e-11
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_loss_scale_is_divided_out(strategy):
+    decoder, z, target = setting()
+    gradients = []
+    for scale, loss_scale in ((1.0, 1.0), (1024.0, 1.0), (1.0, 1024.0), (64.0, 64.0)):
+        leaf = z.clone().requires_grad_()
+        (scale * chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy, loss_scale=loss_scale)).backward()
+        gradients.append(leaf.grad / scale)
+    assert all(relative_error(g, gradients[0]) < 1e-12 for g in gradients)
+
+
+@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_autocast_agrees_with_plain_back_propagation_under_autocast(name, strategy):
+    decoder, z, target = setting(name, dtype=torch.float32)
+    decoder.vae.decoder.requires_grad_(True)
+    weight = next(p for p in decoder.parameters() if p.requires_grad)
+    exact, plain, ours = (z.clone().requires_grad_() for _ in range(3))
+    F.mse_loss(decoder.decode(exact), target).backward()
+    weight.grad = None
+    with torch.autocast("cpu", torch.bfloat16):
+        F.mse_loss(decoder.decode(plain).float(), target).backward()
+    stock_weight_gradient, weight.grad = weight.grad, None
+    full = strategy if not isinstance(strategy, Chop) else Chop(4, strategy.block, strategy.recompute)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chopgrad.frame_loss(decoder, ours, target, lambda x, y: F.mse_loss(x.float(), y), full)
+    loss.backward()
+    # The same rounding in another order: as close to plain autocast as that is to float32.
+    assert relative_error(ours.grad, exact.grad) < 2 * relative_error(plain.grad, exact.grad)
+    assert relative_error(weight.grad, stock_weight_gradient) < 0.05
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_without_gradients_only_the_value_is_computed(strategy):
+    decoder, z, target = setting()
+    with_gradient = chopgrad.frame_loss(decoder, z.clone().requires_grad_(), target, F.mse_loss, strategy)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            value = chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy)
+        assert not value.requires_grad
+        assert value.item() == with_gradient.item()
+    assert not chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).requires_grad  # nothing asks for one
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_targets_of_every_kind_give_the_same_result(name, tmp_path):
+    decoder, z, target = setting(name)
+    mapped = np.memmap(tmp_path / "video", dtype=np.float64, mode="w+", shape=tuple(target.shape))
+    mapped[:] = target.numpy()
+    results = []
+    for kind in (target, target.numpy(), mapped, lambda frames: target[:, :, frames], lambda frames: mapped[:, :, frames]):
+        leaf = z.clone().requires_grad_()
+        loss = chopgrad.frame_loss(decoder, leaf, kind, F.mse_loss, Chop(1))
+        loss.backward()
+        results.append((loss.item(), leaf.grad))
+    for value, gradient in results[1:]:
+        assert value == results[0][0]
+        assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_the_value_is_the_loss_of_the_whole_video(strategy):
+    decoder, z, target = setting("cogvideox", 5)
+    with torch.no_grad():
+        for loss_fn in (F.mse_loss, F.l1_loss):
+            expected = loss_fn(decoder.decode(z), target)
+            assert abs(chopgrad.frame_loss(decoder, z, target, loss_fn, strategy) / expected - 1) < 1e-12
+
+
+def test_a_second_backward_and_a_second_derivative():
+    decoder, z, target = setting()
+    leaf = z.clone().requires_grad_()
+    loss = chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, Chop(1))
+    first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    weight = torch.ones((), dtype=z.dtype, requires_grad=True)  # so that the gradient itself depends on something
+    (first,) = torch.autograd.grad(weight * loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_training_the_decoder_lowers_the_loss():
+    decoder, z, target = setting("wan2.1", 3, torch.float32)
+    decoder.vae.decoder.requires_grad_(True)
+    optimizer = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=1e-2)
+    target = 0.1 * target
+    losses = []
+    for _ in range(8):
+        loss = chopgrad.frame_loss(decoder, z, target, F.mse_loss, Chop(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,116 @@
+"""(f) Nothing of a finished group stays alive, nothing is left on the modules, and memory is flat in the frames."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+import chopgrad
+from chopgrad import Chop, Exact, Full
+from chopgrad.memory import PeakMemory
+from tests.models import VAES, build, latents_for
+
+CHOPPED = [Chop(0), Chop(1), Chop(2, block=2), Chop(1, recompute=True), Chop(0, block=2, recompute=True)]
+
+
+def setting(name, latent_frames, trainable=False):
+    vae = build(name)
+    vae.decoder.requires_grad_(trainable)
+    z = latents_for(vae, latent_frames)
+    decoder = chopgrad.decoder_for(vae)
+    with torch.no_grad():
+        target = torch.zeros_like(decoder.decode(z))
+    return decoder, z.requires_grad_(), target
+
+
+class Watched:
+    """A decoder that notes, when a step begins, how many older groups' frames and states are still alive."""
+
+    def __init__(self, decoder):
+        self.decoder, self.born, self.alive = decoder, [], []
+        self.step, decoder.step = decoder.step, self
+
+    def __call__(self, z, state):
+        self.alive.append(sum(any(r() is not None for r in group) for group in self.born))
+        frames, state = self.step(z, state)
+        self.born.append([weakref.ref(frames)])
+        return frames, state
+
+
+@pytest.mark.parametrize("strategy", CHOPPED, ids=str)
+@pytest.mark.parametrize("name", VAES)
+def test_frames_of_finished_groups_are_freed(name, strategy):
+    """At most the window's graphs (block + distance of them) are alive when a step begins."""
+    decoder, z, target = setting(name, 14)
+    watched = Watched(decoder)
+    gc.disable()
+    try:
+        chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy)
+        window = 1 if strategy.recompute else strategy.block + strategy.distance
+        assert len(watched.alive) >= len(decoder.frame_groups(14))
+        assert max(watched.alive) <= window
+        assert not any(r() is not None for group in watched.born for r in group)  # by reference counts alone
+    finally:
+        gc.enable()
+
+
+def test_the_watch_sees_what_full_back_propagation_keeps():
+    decoder, z, target = setting("wan2.1", 6)
+    watched = Watched(decoder)
+    chopgrad.frame_loss(decoder, z, target, F.mse_loss, Full())
+    assert max(watched.alive) == 5
+
+
+def peak(name, latent_frames, strategy, trainable=False):
+    decoder, z, target = setting(name, latent_frames, trainable)
+    with PeakMemory() as memory:
+        chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).backward()
+    # The gradient of the latents is as long as the video, like the latents themselves.
+    return memory.peak_bytes - z.nbytes
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("strategy", CHOPPED, ids=str)
+@pytest.mark.parametrize("name", VAES)
+def test_memory_does_not_depend_on_the_number_of_frames(name, strategy, trainable):
+    short, long = (peak(name, n, strategy, trainable) for n in (10, 20))
+    assert long <= 1.02 * short
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_memory_of_full_grows_with_the_number_of_frames(name):
+    assert peak(name, 20, Full()) > 1.7 * peak(name, 10, Full())
+    assert peak(name, 20, Exact()) < 0.8 * peak(name, 20, Full())
+
+
+def tensors_on_modules(vae):
+    for module in vae.modules():
+        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
+        yield from (x for x in tree_leaves(own) if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize("strategy", [Full(), Exact(), *CHOPPED], ids=str)
+@pytest.mark.parametrize("name", VAES)
+def test_modules_are_clean_after_success_and_after_an_error_in_the_loss(name, strategy):
+    decoder, z, target = setting(name, 4)
+    groups = len(decoder.frame_groups(4))
+    expected = chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).item()
+    assert not list(tensors_on_modules(decoder.vae))
+    for fails_at in range(groups):
+        calls = 0
+
+        def loss_fn(frames, part, fails_at=fails_at):
+            nonlocal calls
+            calls += 1
+            if calls == fails_at + 1:
+                raise RuntimeError("the user's own error")
+            return F.mse_loss(frames, part)
+
+        with pytest.raises(RuntimeError, match="the user's own error"):
+            chopgrad.frame_loss(decoder, z, target, loss_fn, strategy)
+        assert not list(tensors_on_modules(decoder.vae))
+    assert torch.is_grad_enabled() and torch.is_autocast_cache_enabled()
+    assert chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).item() == expected
