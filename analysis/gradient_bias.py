@@ -47,6 +47,10 @@ MEASURES = {
 }
 
 
+# Wan's upsampler casts to float32 even in a float64 model, which two orders of summation then round differently.
+PARITY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
 @dataclass
 class Config:
     """Settings of the gradient-bias measurement."""
@@ -196,7 +200,7 @@ def _engine_parity(decoder: CausalDecoder, latents: Tensor, video: Tensor, loss_
         for j, group in enumerate(groups):
             got[j, :, :, : group.latents.stop - group.latents.start] = gradient[:, :, group.latents]
         worst = max(worst, ((got - expected).norm() / expected.norm()).item())
-    tolerance = 1e4 * torch.finfo(latents.dtype).eps if latents.dtype != torch.bfloat16 else 0.1
+    tolerance = PARITY[latents.dtype]
     assert worst < tolerance, (
         f"frame_loss differs from the pairwise gradients by {worst:.1e} (tolerance {tolerance:.1e})"
     )

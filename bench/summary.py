@@ -9,13 +9,14 @@ from typing import Any
 
 import matplotlib
 
-from bench.cases import STRATEGIES, Case, label
-from chopgrad import Chop
+from bench.cases import Case, label, strategies
+from chopgrad import Chop, Full
 from suite.records import Record, read_record
 from suite.tables import markdown_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 MIB = 2**20
 
@@ -38,11 +39,11 @@ def report(folder: Path, cases: Sequence[Case]) -> str:
         "back-propagation does not fit).",
     ]
     for video in _videos(cases):
-        frames = sorted({c.frames for c in cases if _same_video(c, video)})
+        frames = _frames(cases, video)
         lines += ["", f"## {video.vae}, {video.height}x{video.width}, {video.loss.upper()}, {video.dtype}", ""]
         header = ["strategy", *(f"{n} frames, peak" for n in frames), *(f"{n} frames, time" for n in frames)]
         rows = []
-        for strategy in STRATEGIES:
+        for strategy in strategies(video.device):
             at = [replace(video, frames=n, strategy=strategy) for n in frames]
             rows.append(
                 [label(strategy)]
@@ -59,8 +60,9 @@ def figure(folder: Path, cases: Sequence[Case], path: Path) -> None:
     vaes = list(dict.fromkeys(c.vae for c in cases))
     fig, axes = plt.subplots(len(vaes), 3, figsize=(15, 4.6 * len(vaes)), layout="constrained", squeeze=False)
     for row, vae in zip(axes, vaes, strict=True):
-        video = max((c for c in cases if c.vae == vae), key=lambda c: (c.height * c.width, c.frames))
-        frames = sorted({c.frames for c in cases if _same_video(c, video)})
+        # The size with most frame counts; the larger one if several have as many.
+        video = max((c for c in _videos(cases) if c.vae == vae), key=lambda c: (len(_frames(cases, c)), c.height))
+        frames = _frames(cases, video)
 
         def metric(kind: str, case: Case, get: Callable[[dict[str, Any]], float]) -> float:
             record = records.get((kind, case.name))
@@ -72,12 +74,12 @@ def figure(folder: Path, cases: Sequence[Case], path: Path) -> None:
         def ratio(case: Case) -> float:
             return metric("time", case, lambda m: m["ratio_to_reference"][0])
 
-        for k, strategy in enumerate(STRATEGIES):
+        for k, strategy in enumerate(strategies(video.device)):
             at = [replace(video, frames=n, strategy=strategy) for n in frames]
             style = {"color": f"C{k}", "marker": "osD^v<>PX*"[k % 10], "label": label(strategy)}
             row[0].plot(frames, [peak(c) for c in at], markersize=5, **style)
             row[2].plot(ratio(at[-1]), peak(at[-1]), linestyle="none", markersize=9, **style)
-        distances = sorted(s.distance for s in STRATEGIES if isinstance(s, Chop) and s == Chop(s.distance))
+        distances = [s.distance for s in strategies(video.device) if isinstance(s, Chop) and s == Chop(s.distance)]
         for k, n in enumerate(frames):
             at = [replace(video, frames=n, strategy=Chop(d)) for d in distances]
             row[1].plot(distances, [ratio(c) for c in at], marker="o", color=f"C{k}", label=f"{n} frames")
@@ -98,6 +100,12 @@ def figure(folder: Path, cases: Sequence[Case], path: Path) -> None:
         )
         row[1].legend()
         row[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        row[0].set_xticks(frames)
+        row[1].set_xticks(distances)
+        for axis in (row[0], row[2]):
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
         for axis in row:
             axis.grid(alpha=0.3, which="both")
     device = next(iter(records.values())).provenance["device"] if records else "nothing measured"
@@ -119,11 +127,12 @@ def _read(folder: Path, cases: Sequence[Case]) -> dict[tuple[str, str], Record]:
 
 def _videos(cases: Sequence[Case]) -> list[Case]:
     """One case per VAE and size."""
-    return list({replace(c, frames=0, strategy=STRATEGIES[0]): c for c in cases}.values())
+    return list({replace(c, frames=0, strategy=Full()): c for c in cases}.values())
 
 
-def _same_video(a: Case, b: Case) -> bool:
-    return replace(a, frames=b.frames, strategy=b.strategy) == b
+def _frames(cases: Sequence[Case], video: Case) -> list[int]:
+    """The frame counts measured for a VAE and size."""
+    return sorted({c.frames for c in cases if replace(c, frames=video.frames, strategy=video.strategy) == video})
 
 
 def _memory_text(record: Record | None) -> str:

@@ -15,7 +15,7 @@ from statistics import median
 import pytest
 import torch
 
-from bench.cases import STRATEGIES, Case, Subject, cases, label
+from bench.cases import Case, Subject, cases, label, strategies
 from bench.memory import finished
 from chopgrad import Chop, Exact, Full, Strategy
 from suite.bootstrap import mean_interval
@@ -71,7 +71,7 @@ def check_gradients(case: Case) -> None:
     )
     (pairs,) = pairwise_gradients(subject.decoder, subject.latents, subject.target.to(DEVICE), [subject.loss_fn])
     groups = subject.decoder.frame_groups(subject.latents.shape[2])
-    for strategy in STRATEGIES:
+    for strategy in strategies(DEVICE):
         distance, block = (strategy.distance, strategy.block) if isinstance(strategy, Chop) else (len(groups), 1)
         _, gradient = subject.run(strategy)
         expected = torch.zeros_like(gradient)

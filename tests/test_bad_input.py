@@ -26,7 +26,7 @@ def target():
 
 
 def test_unsupported_vae_lists_the_supported_classes():
-    with pytest.raises(ValueError, match="Linear.*AutoencoderKLWan, AutoencoderKLQwenImage, AutoencoderKLCogVideoX"):
+    with pytest.raises(ValueError, match=r"Linear.*AutoencoderKLWan, AutoencoderKLQwenImage, AutoencoderKLCogVideoX"):
         chopgrad.decoder_for(torch.nn.Linear(1, 1))
 
 
@@ -55,7 +55,11 @@ def test_latents(decoder, latents, target, change, error, sentence):
         (lambda t: t[0], ValueError, r"target must be \[batch, 3, frames, H, W\].*got \[3, 5, 4, 4\]"),
         (lambda t: None, ValueError, "target must be.*got NoneType"),
         (lambda t: t.expand(2, -1, -1, -1, -1), ValueError, "target has batch 2, but the latents have batch 1"),
-        (lambda t: t[..., :2], ValueError, r"target for frames 0 to 0 has shape \[1, 3, 1, 4, 2\].*decode to \[1, 3, 1, 4, 4\]"),
+        (
+            lambda t: t[..., :2],
+            ValueError,
+            r"target for frames 0 to 0 has shape \[1, 3, 1, 4, 2\].*decode to \[1, 3, 1, 4, 4\]",
+        ),
         (lambda t: t.byte(), TypeError, r"target is torch.uint8.*target.float\(\) / 127.5 - 1"),
         (lambda t: t.numpy().astype(np.uint8), TypeError, r"target is uint8.*127.5"),
         (lambda t: lambda frames: t[:, :, frames].int(), TypeError, r"target is torch.int32.*127.5"),
@@ -110,7 +114,11 @@ def test_decoder_must_be_a_causal_decoder(decoder, latents, target):
         (lambda x, y: (x - y).square(), ValueError, r"frame group 0 it returned shape \[1, 3, 1, 4, 4\]"),
         (lambda x, y: 1.0, ValueError, "frame group 0 it returned float"),
         (lambda x, y: (x - y).sum().long(), ValueError, r"returned shape \[\], torch.int64"),
-        (lambda x, y: (x - y).sum() / (0 if x.shape[2] > 1 else 1), FloatingPointError, "loss of frame group 1 is -?(inf|nan)"),
+        (
+            lambda x, y: (x - y).sum() / (0 if x.shape[2] > 1 else 1),
+            FloatingPointError,
+            "loss of frame group 1 is -?(inf|nan)",
+        ),
     ],
 )
 def test_loss(decoder, latents, target, strategy, loss_fn, error, sentence):

@@ -106,7 +106,13 @@ def test_targets_of_every_kind_give_the_same_result(name, tmp_path):
     mapped = np.memmap(tmp_path / "video", dtype=np.float64, mode="w+", shape=tuple(target.shape))
     mapped[:] = target.numpy()
     results = []
-    for kind in (target, target.numpy(), mapped, lambda frames: target[:, :, frames], lambda frames: mapped[:, :, frames]):
+    for kind in (
+        target,
+        target.numpy(),
+        mapped,
+        lambda frames: target[:, :, frames],
+        lambda frames: mapped[:, :, frames],
+    ):
         leaf = z.clone().requires_grad_()
         loss = chopgrad.frame_loss(decoder, leaf, kind, F.mse_loss, Chop(1))
         loss.backward()

@@ -92,7 +92,7 @@ def table(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> str:
 def training_curve(folder: Path) -> None:
     """PSNR of the training samples against hours, over all rounds of training; written beside the model."""
     record = json.loads((folder / "training.json").read_text())
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     while record:
         rounds.insert(0, record)
         record = record.get("earlier")

@@ -164,6 +164,8 @@ def psnr(mse: float) -> float:
 
 def train(config: Config) -> Path:
     """Train, or go on with, one model; returns the folder of the finished model."""
+    if config.clip_frames % 8 != 1:
+        raise ValueError(f"clip_frames must be 1 more than a multiple of 8, got {config.clip_frames}.")
     if config.threads:
         torch.set_num_threads(config.threads)
     run = config.run or Path("runs") / config.model

@@ -1,0 +1,39 @@
+"""Intervals: right as often as they say, and wider when samples of one clip are alike."""
+
+import numpy as np
+import pytest
+
+from suite.bootstrap import mean_interval
+
+
+def test_the_interval_holds_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(300):
+        mean, low, high = mean_interval(rng.normal(3.0, 2.0, size=30), resamples=400, seed=trial)
+        assert low <= mean <= high
+        hits += low <= 3.0 <= high
+    assert 0.88 < hits / 300 < 0.98  # a percentile interval of 30 values is a little narrow
+
+
+def test_clips_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    clips = np.repeat(np.arange(5), 20)
+    values = clips + 0.1 * rng.normal(size=100)
+    _, low, high = mean_interval(values)
+    _, clustered_low, clustered_high = mean_interval(values, clips.tolist())
+    assert clustered_high - clustered_low > 2 * (high - low)
+
+
+def test_one_value_has_no_width_and_no_value_is_an_error():
+    assert mean_interval([2.0]) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="Got 2 values but 1 clusters"):
+        mean_interval([1.0, 2.0], ["a"])
+
+
+def test_it_is_seeded():
+    values = np.random.default_rng(0).normal(size=30).tolist()
+    assert mean_interval(values) == mean_interval(values)
+    assert mean_interval(values) != mean_interval(values, seed=1)

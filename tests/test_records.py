@@ -1,0 +1,88 @@
+"""Result records: written whole or not at all, read with care, and free of what belongs to one machine."""
+
+import json
+import os
+import socket
+import sys
+
+import pytest
+
+from suite.records import ROOT, provenance, read_record, read_records, write_record
+
+GOOD = {"settings": {"seed": 0}, "metrics": {"peak_bytes": 1}, "provenance": {"command": "python x.py"}}
+
+
+def test_round_trip(tmp_path):
+    path = write_record(tmp_path / "area" / "case.json", *GOOD.values())
+    record = read_record(path)
+    assert (record.settings, record.metrics, record.provenance) == tuple(GOOD.values())
+    assert [p.name for p in path.parent.iterdir()] == ["case.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_refused_and_the_old_file_stays(tmp_path, value):
+    path = write_record(tmp_path / "case.json", *GOOD.values())
+    with pytest.raises(ValueError, match=r"Record 'case.json' holds a number that is not finite"):
+        write_record(path, {}, {"psnr_db": value}, {})
+    assert read_record(path).metrics == GOOD["metrics"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = write_record(tmp_path / "case.json", *GOOD.values())
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(path, {}, {"peak_bytes": 2}, {})
+    assert read_record(path).metrics == GOOD["metrics"]
+    assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (json.dumps(GOOD)[:-20], "not readable JSON"),
+        ("[1, 2]", "not a result record"),
+        (json.dumps({"settings": {}, "metrics": {}}), "it needs the objects settings, metrics, provenance"),
+        (json.dumps({**GOOD, "metrics": 1}), "not a result record"),
+        ("\x00\xff", "not readable JSON"),
+    ],
+)
+def test_half_written_and_foreign_files_are_reported_and_skipped(tmp_path, text, reason):
+    write_record(tmp_path / "good.json", *GOOD.values())
+    (tmp_path / "bad.json").write_text(text, encoding="latin-1")
+    with pytest.warns(UserWarning, match=rf"skipped: 'bad.json' is not .*{reason.removeprefix('not ')}"):
+        found = list(read_records(tmp_path))
+    assert [r.path.name for r in found] == ["good.json"]
+
+
+def test_provenance_names_code_and_machine_but_no_path_and_no_host(monkeypatch):
+    inside, outside = ROOT / "results" / "x.json", "/somewhere/private/clips"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "analysis" / "a.py"), "--out", str(inside), f"--clips={outside}"])
+    made_by = provenance()
+    assert made_by["command"] == "python analysis/a.py --out results/x.json --clips=clips"
+    keys = {
+        "command",
+        "commit",
+        "dirty",
+        "date",
+        "python",
+        "torch",
+        "diffusers",
+        "cuda",
+        "device",
+        "threads",
+        "chopgrad",
+    }
+    assert set(made_by) == keys
+    text = json.dumps(made_by)
+    assert str(ROOT) not in text
+    assert "/somewhere" not in text
+    assert socket.gethostname() not in text
+
+
+def test_a_module_is_named_as_it_is_run(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "bench" / "__main__.py"), "--rounds", "2"])
+    assert provenance()["command"] == "python -m bench --rounds 2"
