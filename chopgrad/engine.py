@@ -143,7 +143,7 @@ class Sweep:
             before: Adjoint = [[] for _ in stages]
             seeds: list[Tensor | None] = [self._seed(i)]
             for k in reversed(range(len(stages))):
-                features = inputs.pop()
+                features = self._fetch(inputs.pop())
                 tracked = k > 0 or self.latents_need_grad
                 graph = graphs.pop(i, None) or self._graph(stages[k], features, self._fetch(carry[k]), tracked)
                 del features
@@ -207,11 +207,14 @@ class Sweep:
         return features[0], after
 
     def _stage_inputs(self, i: int, carry: Carry) -> list[Features]:
-        """The features that enter each stage; of a single stage, its latent."""
-        inputs: list[Features] = [(self._latent(i),)]
+        """The features that enter each stage; of a single stage, its latent. They wait where the state waits."""
+        features: Features = (self._latent(i),)
+        inputs = [features]
         with torch.no_grad():
             for stage, before in zip(self._stages(i)[:-1], carry[:-1], strict=True):
-                inputs.append(stage(inputs[-1], self._fetch(before))[0])
+                passed_on = {id(x): waiting for x, waiting in zip(features, inputs[-1], strict=True)}
+                features, _ = stage(features, self._fetch(before))
+                inputs.append(tuple(passed_on[id(x)] if id(x) in passed_on else self._stow(x) for x in features))
         return inputs
 
     def _graph(self, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
