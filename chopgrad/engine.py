@@ -3,6 +3,11 @@
 Frame groups are cut into blocks [a, b). For each block the losses of groups a .. min(b + D, T) - 1 are swept from last
 to first; gradients are kept for the latents and parameters of groups a .. b - 1 only, and the adjoint is cut at a. All
 strategies are this loop with other settings.
+
+A group is a chain of stages, ``(features, state slice) -> (features, state slice)``, the last of which gives the loss:
+one stage of everything, or, walked piece by piece, the decoder's pieces and then the loss. In the second case the sweep
+goes over a grid, groups times pieces: the graph of one piece exists at a time, and with offloading the slices of the
+state and of its adjoint visit the device one by one.
 """
 
 from __future__ import annotations
@@ -14,44 +19,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
-from chopgrad.decoders.base import CausalDecoder, FrameGroup
+from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
 from chopgrad.strategies import Plan
 
 GroupLoss = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
 """(group index, frames, context) -> (scalar loss of the group, context for the next group)."""
 
-
-@dataclass
-class Carry:
-    """What one group hands to the next: decoder state and loss context, flattened."""
-
-    leaves: list[Any]
-    spec: TreeSpec
-
-    @classmethod
-    def of(cls, state: Any, context: Any) -> Carry:
-        return cls(*tree_flatten((state, context)))
-
-    def tree(self) -> tuple[Any, Any]:
-        return tree_unflatten(self.leaves, self.spec)
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Carry:
-        return Carry([fn(x) if isinstance(x, Tensor) else x for x in self.leaves], self.spec)
-
-    def detached(self) -> Carry:
-        return self.map(Tensor.detach)
+Stage = Callable[[Features, Any], tuple[Features, Any]]
+Carry = list[Any]
+"""What one group hands to the next: for each stage its slice of the state (the loss's is its context)."""
+Adjoint = list[list[Tensor | None]]
+"""For each stage the adjoints of its slice's leaves; None where there is none."""
 
 
 @dataclass
 class Graph:
-    """The graph of one group between detached leaves: (z, carry_in) -> (loss, carry_out)."""
+    """The graph of one stage between detached leaves."""
 
-    z: Tensor
-    carry_in: Carry
-    loss: Tensor
-    carry_out: Carry
+    features: list[Tensor]
+    carry_in: list[Any]
+    outputs: Features
+    carry_out: list[Any]
+    spec: TreeSpec
 
 
 @dataclass
@@ -70,7 +61,7 @@ class Sweep:
         decoder: the recurrence.
         groups: its frame groups for these latents.
         group_loss: loss of one group.
-        plan: block, distance, recompute, offload.
+        plan: block, distance, recompute, offload, every, pieces.
         latents: [batch, channels, latent_frames, h, w]; read, never written.
         latents_need_grad: whether the gradient of the latents is wanted.
         parameters: decoder parameters whose gradient is wanted.
@@ -108,113 +99,191 @@ class Sweep:
             latents=torch.zeros_like(self.latents) if self.latents_need_grad else None,
             parameters=[torch.zeros_like(p) for p in self.parameters],
         )
-        graphs: dict[int, Graph] = {}  # kept for a later backward pass
+        graphs: dict[int, Graph] = {}  # of whole groups, kept for a later backward pass
         carries: dict[int, Carry] = {0: self._initial_carry()}  # carries[i] enters group i; kept for recomputation
         for a in range(0, count, block):
             b = min(a + block, count)
             end = min(b + plan.distance, count)
             for i in range(len(result.losses), end):
                 # When recomputing, the last group of the window is swept at once, so its graph is built right away.
-                keep_graph = not plan.recompute or i == end - 1
-                result.losses.append(self._advance(i, keep_graph, graphs, carries))
+                keep_graph = not plan.recompute or (i == end - 1 and not plan.pieces)
+                result.losses.append(self._advance(i, a, keep_graph, graphs, carries))
             self._reverse(a, b, end, graphs, carries, result)
         return result
 
-    def _advance(self, i: int, keep_graph: bool, graphs: dict[int, Graph], carries: dict[int, Carry]) -> Tensor:
+    def _advance(self, i: int, a: int, keep_graph: bool, graphs: dict[int, Graph], carries: dict[int, Carry]) -> Tensor:
         """Run group i, leave its outgoing carry (and its graph) for later, and return its loss."""
-        carry_in = self._fetch(carries[i]) if self.plan.recompute else carries.pop(i)
+        # A state that is not kept is rebuilt from the last one that is, so only this group needed it.
+        kept = self.plan.recompute and (i - a) % self.plan.every == 0
+        carry_in = carries[i] if kept else carries.pop(i)
         if keep_graph:
-            graphs[i] = graph = self._graph(i, carry_in)
-            loss, carry = graph.loss.detach(), graph.carry_out.detached()
+            (stage,) = self._stages(i)
+            graphs[i] = graph = self._graph(stage, (self._latent(i),), self._fetch(carry_in[0]), self.latents_need_grad)
+            loss = graph.outputs[0].detach()
+            carry = [self._stow(tree_unflatten([_detached(x) for x in graph.carry_out], graph.spec))]
         else:
             loss, carry = self._forward(i, carry_in)
         if i + 1 < len(self.groups):
-            carries[i + 1] = self._stow(carry) if self.plan.recompute else carry
+            carries[i + 1] = carry
         # A copy: some losses (mse_loss on the CPU) return a scalar in a storage as large as the frames.
         return loss.clone()
 
     def _reverse(
         self, a: int, b: int, end: int, graphs: dict[int, Graph], carries: dict[int, Carry], result: Gradients
     ) -> None:
-        adjoint: list[Tensor | None] | None = None
+        adjoint: Adjoint | None = None
         for i in range(end - 1, a - 1, -1):
-            in_block = i < b
-            graph = graphs.pop(i, None) or self._graph(i, self._fetch(carries[i]))
+            in_block, cut = i < b, i == a
+            if i in graphs:
+                carry: Carry = [None]
+            else:
+                carry = self._carry(i, carries)
+            inputs = self._stage_inputs(i, carry)
+            stages = self._stages(i)
+            before: Adjoint = [[] for _ in stages]
+            seeds: list[Tensor | None] = [self._seed(i)]
+            for k in reversed(range(len(stages))):
+                features = self._fetch(inputs.pop())
+                tracked = k > 0 or self.latents_need_grad
+                graph = graphs.pop(i, None) or self._graph(stages[k], features, self._fetch(carry[k]), tracked)
+                del features
+                retain = not in_block and not self.plan.recompute
+                if retain:
+                    graphs[i] = graph
+                after = self._fetch(adjoint[k]) if adjoint else []
+                if adjoint:
+                    adjoint[k] = []
+                is_latent = k == 0
+                seeds, before_k = self._pull(graph, seeds, after, is_latent, in_block, cut, retain, result)
+                if is_latent and in_block and result.latents is not None and seeds[0] is not None:
+                    result.latents[:, :, self.groups[i].latents] = seeds[0]
+                before[k] = self._stow(before_k) if self.plan.pieces else before_k
+                del graph, after, before_k  # before the next graph is built
+            adjoint = before
             if in_block:
                 carries.pop(i, None)  # no later block starts before b
-            elif not self.plan.recompute:
-                graphs[i] = graph
-            adjoint = self._backward(i, graph, adjoint, in_block, cut=i == a, retain=i in graphs, result=result)
+
+    def _carry(self, i: int, carries: dict[int, Carry]) -> Carry:
+        """The carry that enters group i: kept, or rebuilt from the last one kept before it."""
+        if i not in carries:
+            start = max(j for j in carries if j < i)
+            for j in range(start, i):
+                _, carries[j + 1] = self._forward(j, carries[j])
+        return carries[i]
+
+    def _stages(self, i: int) -> list[Stage]:
+        """What group i runs: everything at once, or the decoder's pieces and then the loss."""
+
+        def loss(features: Features, context: Any) -> tuple[Features, Any]:
+            value, context = self.group_loss(i, features[0], context)
+            return (value,), context
+
+        def everything(features: Features, carry: Any) -> tuple[Features, Any]:
+            state, context = carry
+            frames, state = self.decoder.step(features[0], state)
+            features, context = loss((frames,), context)
+            return features, (state, context)
+
+        return [*self.decoder.pieces(), loss] if self.plan.pieces else [everything]
 
     def _initial_carry(self) -> Carry:
-        return Carry.of(self.decoder.initial_state(), None)
+        state = self.decoder.initial_state()
+        return [*state, None] if self.plan.pieces else [(state, None)]
+
+    def _latent(self, i: int) -> Tensor:
+        return self.latents[:, :, self.groups[i].latents]
+
+    def _seed(self, i: int) -> Tensor:
+        return torch.tensor(self.seeds[i], dtype=torch.float64)
 
     def _forward(self, i: int, carry: Carry) -> tuple[Tensor, Carry]:
+        features: Features = (self._latent(i),)
+        after: Carry = []
         with torch.no_grad():
-            state, context = carry.tree()
-            frames, state = self.decoder.step(self.latents[:, :, self.groups[i].latents], state)
-            loss, context = self.group_loss(i, frames, context)
-        return loss, Carry.of(state, context)
+            for stage, before in zip(self._stages(i), carry, strict=True):
+                features, new = stage(features, self._fetch(before))
+                after.append(self._stow(new))
+                del new
+        return features[0], after
 
-    def _graph(self, i: int, carry: Carry) -> Graph:
-        """Run group i on detached leaves, with a graph of its own that ends at them."""
-        z = self.latents[:, :, self.groups[i].latents].detach().requires_grad_(self.latents_need_grad)
-        carry_in = carry.map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
+    def _stage_inputs(self, i: int, carry: Carry) -> list[Features]:
+        """The features that enter each stage; of a single stage, its latent. They wait where the state waits."""
+        features: Features = (self._latent(i),)
+        inputs = [features]
+        with torch.no_grad():
+            for stage, before in zip(self._stages(i)[:-1], carry[:-1], strict=True):
+                passed_on = {id(x): waiting for x, waiting in zip(features, inputs[-1], strict=True)}
+                features, _ = stage(features, self._fetch(before))
+                inputs.append(tuple(passed_on[id(x)] if id(x) in passed_on else self._stow(x) for x in features))
+        return inputs
+
+    def _graph(self, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
+        """Run a stage on detached leaves, with a graph of its own that ends at them."""
+        leaves, spec = tree_flatten(carry)
+        carry_in = [_leaf(x) for x in leaves]
+        inputs = [_leaf(x) if tracked else x.detach() for x in features]
         waits_on_host = self.plan.offload and not self.plan.recompute
         with torch.enable_grad(), _saved_on_host(self.decoder.parameters()) if waits_on_host else nullcontext():
-            state, context = carry_in.tree()
-            frames, state = self.decoder.step(z, state)
-            loss, context = self.group_loss(i, frames, context)
-        return Graph(z, carry_in, loss, Carry.of(state, context))
+            outputs, after = stage(tuple(inputs), tree_unflatten(carry_in, spec))
+        carry_out, spec = tree_flatten(after)
+        return Graph(inputs, carry_in, outputs, carry_out, spec)
 
-    def _backward(
+    def _pull(
         self,
-        i: int,
         graph: Graph,
-        adjoint: list[Tensor | None] | None,
+        seeds: Sequence[Tensor | None],
+        after: Sequence[Tensor | None],
+        is_latent: bool,
         in_block: bool,
         cut: bool,
         retain: bool,
         result: Gradients,
-    ) -> list[Tensor | None] | None:
-        """One group's vector-Jacobian product: adjoint of the outgoing carry -> adjoint of the incoming one."""
-        outputs, seeds = [], []
-        if graph.loss.requires_grad:
-            outputs.append(graph.loss)
-            seeds.append(torch.full_like(graph.loss, self.seeds[i]))
-        for leaf, leaf_adjoint in zip(graph.carry_out.leaves, adjoint or [], strict=False):
-            if leaf_adjoint is not None and leaf.requires_grad:
-                outputs.append(leaf)
-                seeds.append(leaf_adjoint)
-        wanted_z = [graph.z] if in_block and self.latents_need_grad else []
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """One stage's vector-Jacobian product: adjoints of what leaves it -> adjoints of its features and its slice."""
+        outputs, adjoints = [], []
+        for x, seed in [*zip(graph.outputs, seeds, strict=True), *zip(graph.carry_out, after, strict=False)]:
+            if seed is not None and isinstance(x, Tensor) and x.requires_grad:
+                outputs.append(x)
+                adjoints.append(seed.to(x))
+        wanted_features = graph.features if not is_latent or (in_block and self.latents_need_grad) else []
         wanted_parameters = self.parameters if in_block else []
-        tracked = [isinstance(x, Tensor) and x.requires_grad for x in graph.carry_in.leaves]
-        wanted_carry = [] if cut else [x for x, t in zip(graph.carry_in.leaves, tracked, strict=True) if t]
-        inputs = [*wanted_z, *wanted_parameters, *wanted_carry]
+        tracked = [isinstance(x, Tensor) and x.requires_grad for x in graph.carry_in]
+        wanted_carry = [] if cut else [x for x, t in zip(graph.carry_in, tracked, strict=True) if t]
+        inputs = [*wanted_features, *wanted_parameters, *wanted_carry]
         if not outputs or not inputs:
-            return None
-        with _no_autocast(graph.z.device.type):
-            gradients = iter(torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain, allow_unused=True))
-        for _ in wanted_z:
-            if (gradient := next(gradients)) is not None and result.latents is not None:
-                result.latents[:, :, self.groups[i].latents] = gradient
+            return [None] * len(graph.features), []
+        with _no_autocast(self.latents.device.type):
+            gradients = iter(torch.autograd.grad(outputs, inputs, adjoints, retain_graph=retain, allow_unused=True))
+        of_features: list[Tensor | None] = [next(gradients) for _ in wanted_features]
         for total, _ in zip(result.parameters, wanted_parameters, strict=False):
             if (gradient := next(gradients)) is not None:
                 total.add_(gradient)
-        return None if cut else [next(gradients) if t else None for t in tracked]
+        return of_features or [None] * len(graph.features), [] if cut else [
+            next(gradients) if t else None for t in tracked
+        ]
 
-    def _stow(self, carry: Carry) -> Carry:
-        return carry.map(_to_host) if self.plan.offload else carry
+    def _stow(self, tree: Any) -> Any:
+        return tree_map_only(Tensor, _to_host, tree) if self.plan.offload and self.plan.recompute else tree
 
-    def _fetch(self, carry: Carry) -> Carry:
+    def _fetch(self, tree: Any) -> Any:
+        if not (self.plan.offload and self.plan.recompute):
+            return tree
         device = self.latents.device
-        return carry.map(lambda x: x.to(device, non_blocking=True)) if self.plan.offload else carry
+        return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), tree)
+
+
+def _leaf(x: Any) -> Any:
+    return x.detach().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _to_host(x: Tensor) -> Tensor:
     if x.device.type == "cpu":
         return x
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.device.type == "cuda")
+    host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.device.type == "cuda")
     return host.copy_(x, non_blocking=False)
 
 
@@ -234,4 +303,4 @@ def _saved_on_host(parameters: Iterable[Tensor]) -> torch.autograd.graph.saved_t
 
 def _no_autocast(device_type: str) -> Any:
     # Backward formulas choose their own precision; PyTorch asks that autocast not be active around them.
-    return torch.autocast(device_type, enabled=False)
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from types import TracebackType
 from typing import Any
 
@@ -18,9 +19,10 @@ class PeakMemory:
     On CUDA: the caching allocator's highest allocation in the block minus what was allocated when it was entered (other
     threads' work on the device included; cuDNN workspaces included; the context and fragmentation not).
 
-    Elsewhere: the highest sum of the storages that operators returned in the block and that were alive at the same
-    time, each counted once however many tensors share it. Fake tensors are followed like real ones, so the peak of a
-    model that fits no machine can be computed (enter the fake mode first). Buffers inside an operator are not seen.
+    Elsewhere: the highest sum of the storages on this device that operators returned in the block and that were alive
+    at the same time, each counted once however many tensors share it. Fake tensors are followed like real ones, so the
+    peak of a model that fits no machine can be computed (enter the fake mode first; ``meta`` then plays the device
+    beside which ``cpu`` is the host). Buffers inside an operator are not seen.
 
     Cost: none on CUDA; some microseconds per operator elsewhere, so do not time inside it.
     """
@@ -29,6 +31,8 @@ class PeakMemory:
         self.device = torch.device(device)
         self.peak_bytes = 0
         """Valid after the block."""
+        self.host_peak_bytes: int | None = None
+        """The same for tensors in host memory, where ``device`` is another one; not known on CUDA."""
         self._at_entry = 0
         self._storages: LiveStorages | None = None
 
@@ -47,7 +51,8 @@ class PeakMemory:
     ) -> None:
         if self._storages is not None:
             self._storages.__exit__(kind, error, traceback)
-            self.peak_bytes = self._storages.peak_bytes
+            self.peak_bytes = self._storages.peak[self.device.type]
+            self.host_peak_bytes = self._storages.peak["cpu"]
             self._storages = None
         else:
             torch.cuda.synchronize(self.device)
@@ -55,11 +60,12 @@ class PeakMemory:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Adds up the storages that operators return, and subtracts each when it dies."""
+    """Adds up the storages that operators return, per device type, and subtracts each when it dies."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live_bytes = self.peak_bytes = 0
+        self.live: dict[str, int] = defaultdict(int)
+        self.peak: dict[str, int] = defaultdict(int)
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,19 +74,19 @@ class LiveStorages(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
-                self._add(x.untyped_storage(), before)
+                self._add(x.untyped_storage(), x.device.type, before)
         return out
 
-    def _add(self, storage: torch.UntypedStorage, before: set[int]) -> None:
+    def _add(self, storage: torch.UntypedStorage, device: str, before: set[int]) -> None:
         # A storage's Python object lives exactly as long as the storage, so its id and its finalizer can be trusted.
         key = id(storage)
         if key in before or key in self._known:
             return
         size = storage.nbytes()
-        self._known[key] = weakref.finalize(storage, self._remove, key, size)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._known[key] = weakref.finalize(storage, self._remove, key, device, size)
+        self.live[device] += size
+        self.peak[device] = max(self.peak[device], self.live[device])
 
-    def _remove(self, key: int, size: int) -> None:
+    def _remove(self, key: int, device: str, size: int) -> None:
         self._known.pop(key, None)
-        self.live_bytes -= size
+        self.live[device] -= size

@@ -119,8 +119,9 @@ def _command() -> str:
 def _shorten(word: str) -> str:
     name, equals, value = word.rpartition("=")
     path = Path(value)
-    if not path.is_absolute():
+    if not path.is_absolute() and ".." not in path.parts:
         return word
+    path = path.resolve()
     short = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
     return f"{name}{equals}{short}"
 

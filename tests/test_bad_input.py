@@ -86,6 +86,28 @@ def test_strategy_settings(settings, error, sentence):
         Chop(**settings)
 
 
+def test_settings_of_exact_and_pieces():
+    with pytest.raises(ValueError, match="Exact: every must be at least 1, got 0"):
+        Exact(every=0)
+    with pytest.raises(ValueError, match=r"Chop: pieces=True .* needs recompute=True"):
+        Chop(1, pieces=True)
+
+
+def test_pieces_of_a_decoder_that_has_none(decoder, latents, target):
+    class Whole(chopgrad.CausalDecoder):
+        latent_channels, frame_groups = decoder.latent_channels, decoder.frame_groups
+        denormalize, normalize, initial_state = decoder.denormalize, decoder.normalize, decoder.initial_state
+
+        def step(self, z, state):
+            return decoder.step(z, state)
+
+    whole = Whole(decoder.vae)
+    expected = chopgrad.frame_loss(decoder, latents, target, F.mse_loss, Exact())
+    assert chopgrad.frame_loss(whole, latents, target, F.mse_loss, Exact()) == expected
+    with pytest.raises(NotImplementedError, match="Whole is not composed of pieces"):
+        chopgrad.frame_loss(whole, latents, target, F.mse_loss, Exact(pieces=True))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [

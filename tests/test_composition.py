@@ -1,5 +1,7 @@
 """``frame_loss`` is an ordinary scalar: it adds, accumulates, scales, runs under autocast and without gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,14 @@ from chopgrad import Chop, Exact, Full
 from tests.brute_force import relative_error
 from tests.models import VAES, build, latents_for
 
-STRATEGIES = [Full(), Exact(), Exact(offload=True), Chop(1), Chop(1, block=2, recompute=True)]
+STRATEGIES = [
+    Full(),
+    Exact(),
+    Exact(offload=True, every=2, pieces=True),
+    Chop(1),
+    Chop(1, block=2, recompute=True),
+    Chop(1, block=2, recompute=True, pieces=True),
+]
 
 
 def setting(name="wan2.1", latent_frames=4, dtype=torch.float64, batch=1):
@@ -79,7 +88,7 @@ def test_autocast_agrees_with_plain_back_propagation_under_autocast(name, strate
     with torch.autocast("cpu", torch.bfloat16):
         F.mse_loss(decoder.decode(plain).float(), target).backward()
     stock_weight_gradient, weight.grad = weight.grad, None
-    full = strategy if not isinstance(strategy, Chop) else Chop(4, strategy.block, strategy.recompute)
+    full = strategy if not isinstance(strategy, Chop) else replace(strategy, distance=4)
     with torch.autocast("cpu", torch.bfloat16):
         loss = chopgrad.frame_loss(decoder, ours, target, lambda x, y: F.mse_loss(x.float(), y), full)
     loss.backward()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import chopgrad
 from chopgrad.conformance import ConformanceError, check_decoder
@@ -19,13 +20,13 @@ def test_supported_decoders_conform(name):
 class ForgetsState(WanDecoder):
     def step(self, z, state):
         frames, state = super().step(z, state)
-        return frames, tuple(x * 0 if isinstance(x, torch.Tensor) else x for x in state)
+        return frames, tree_map_only(torch.Tensor, torch.zeros_like, state)
 
 
 class DetachesState(WanDecoder):
     def step(self, z, state):
         frames, state = super().step(z, state)
-        return frames, tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in state)
+        return frames, tree_map_only(torch.Tensor, torch.detach, state)
 
 
 class ChangesItsState(WanDecoder):

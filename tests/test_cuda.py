@@ -12,7 +12,15 @@ from tests.models import VAES, build, latents_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-STRATEGIES = [Full(), Exact(), Exact(offload=True), Chop(1), Chop(1, offload=True), Chop(1, block=2, recompute=True)]
+STRATEGIES = [
+    Full(),
+    Exact(),
+    Exact(offload=True),
+    Exact(offload=True, every=2, pieces=True),
+    Chop(1),
+    Chop(1, offload=True),
+    Chop(1, block=2, recompute=True),
+]
 
 
 def gradient(name, device, strategy, latent_frames=5, size=2, dtype=torch.float64):
@@ -35,7 +43,11 @@ def test_cuda_agrees_with_the_cpu(name, strategy):
     assert relative_error(there[1], here[1]) < 1e-11
 
 
-@pytest.mark.parametrize("strategy", [Chop(0), Chop(1), Chop(1, recompute=True), Exact(offload=True)], ids=str)
+@pytest.mark.parametrize(
+    "strategy",
+    [Chop(0), Chop(1), Chop(1, recompute=True), Exact(offload=True), Exact(offload=True, pieces=True)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", VAES)
 def test_device_memory_does_not_depend_on_the_number_of_frames(name, strategy):
     short, long = (gradient(name, "cuda", strategy, n, 16, torch.float32)[2] for n in (12, 24))

@@ -63,7 +63,13 @@ def dial(groups):
             {0, 1, 2, groups}, {1, 2, 3, groups, groups + 1}, [False, True], [False, True]
         )
     ]
-    return [Full(), Exact(), Exact(offload=True), *chops]
+    pieces = [
+        Chop(d, block=w, recompute=True, pieces=True) for d, w in itertools.product({0, 1, groups}, {1, 2, groups})
+    ]
+    exact = [
+        Exact(offload=o, every=k, pieces=p) for o, k, p in itertools.product([False, True], [1, 2, 3], [False, True])
+    ]
+    return [Full(), *exact, *chops, *pieces]
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5])
@@ -78,7 +84,13 @@ def test_every_strategy_against_brute_force(name, latent_frames):
 @pytest.mark.parametrize("name", VAES)
 def test_batch_and_trainable_subsets(name, trainable):
     vae, z, target = case(name, 5, batch=2, trainable=trainable)
-    compare(vae, z, target, F.l1_loss, [Full(), Exact(), Chop(0), Chop(1), Chop(1, block=2, recompute=True)])
+    compare(
+        vae,
+        z,
+        target,
+        F.l1_loss,
+        [Full(), Exact(), Exact(every=2, pieces=True), Chop(0), Chop(1), Chop(1, block=2, recompute=True)],
+    )
 
 
 @pytest.mark.parametrize("context_frames", [1, 2, 5])
@@ -86,6 +98,7 @@ def test_batch_and_trainable_subsets(name, trainable):
 def test_context_frames_follow_the_same_truncation(name, context_frames):
     vae, z, target = case(name, 4)
     strategies = [Full(), Exact(), Chop(0), Chop(1), Chop(1, recompute=True), Chop(1, block=2)]
+    strategies += [Exact(every=2, pieces=True), Chop(1, block=2, recompute=True, pieces=True)]
     compare(vae, z, target, frame_difference, strategies, context_frames, clamp=False)
 
 

@@ -20,7 +20,9 @@ def gradient(name, dtype, differentiate):
     return torch.autograd.grad(differentiate(decoder, leaf, target), leaf)[0].float()
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Chop(5), Chop(5, recompute=True), Chop(2, block=3)], ids=str)
+@pytest.mark.parametrize(
+    "strategy", [Full(), Exact(), Exact(pieces=True), Chop(5), Chop(5, recompute=True), Chop(2, block=3)], ids=str
+)
 @pytest.mark.parametrize("name", VAES)
 def test_exact_strategies_in_bfloat16(name, strategy):
     def plain(decoder, leaf, target):

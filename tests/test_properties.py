@@ -13,7 +13,11 @@ from tests.test_gradient import compare, frame_difference
 chops = st.builds(
     Chop, distance=st.integers(0, 5), block=st.integers(1, 6), recompute=st.booleans(), offload=st.booleans()
 )
-anything = st.one_of(st.just(Full()), st.builds(Exact, offload=st.booleans()), chops)
+chops_by_pieces = st.builds(
+    Chop, distance=st.integers(0, 5), block=st.integers(1, 6), recompute=st.just(True), pieces=st.just(True)
+)
+exacts = st.builds(Exact, offload=st.booleans(), every=st.integers(1, 7), pieces=st.booleans())
+anything = st.one_of(st.just(Full()), exacts, chops, chops_by_pieces)
 relaxed = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 
 

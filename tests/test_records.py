@@ -60,9 +60,11 @@ def test_half_written_and_foreign_files_are_reported_and_skipped(tmp_path, text,
 
 def test_provenance_names_code_and_machine_but_no_path_and_no_host(monkeypatch):
     inside, outside = ROOT / "results" / "x.json", "/somewhere/private/clips"
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "analysis" / "a.py"), "--out", str(inside), f"--clips={outside}"])
+    monkeypatch.setattr(
+        sys, "argv", [str(ROOT / "analysis" / "a.py"), "--out", str(inside), f"--clips={outside}", "../aside/vae"]
+    )
     made_by = provenance()
-    assert made_by["command"] == "python analysis/a.py --out results/x.json --clips=clips"
+    assert made_by["command"] == "python analysis/a.py --out results/x.json --clips=clips vae"
     keys = {
         "command",
         "commit",

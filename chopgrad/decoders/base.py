@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 State = Any
 """A pytree whose tensor leaves are the causal cache; other leaves (None, markers) pass through untouched."""
+
+Features = tuple[Tensor, ...]
+"""What one piece of a step hands to the next: the main features first, then what a later piece needs (skips)."""
+
+Piece = Callable[[Features, Any], tuple[Features, Any]]
+"""A pure part of a step: ``(features, its slice of the state) -> (features, the slice for the next group)``."""
 
 
 class FrameGroup(NamedTuple):
@@ -27,8 +33,9 @@ class FrameGroup(NamedTuple):
 class CausalDecoder(ABC):
     """A video VAE's decoder as a pure recurrence over frame groups (arXiv 2603.17812, Sec. 3.1).
 
-    To support a new VAE write this class's four abstract methods in one file and register it in
-    ``chopgrad.decoders.DECODERS``; ``chopgrad.conformance.check_decoder`` then checks it against the VAE's own decode.
+    To support a new VAE write this class's abstract methods, and either ``pieces`` or ``step``, in one file and
+    register it in ``chopgrad.decoders.DECODERS``; ``chopgrad.conformance.check_decoder`` then checks it against the
+    VAE's own decode.
 
     Args:
         vae: the diffusers model, used in place: nothing is copied and no module attribute is changed.
@@ -53,7 +60,16 @@ class CausalDecoder(ABC):
             ValueError: when the decoder cannot decode that many latents.
         """
 
-    @abstractmethod
+    def pieces(self) -> list[Piece]:
+        """The chain of pure pieces that ``step`` is, from ``(z,)`` to ``(frames,)``; the state has a slice for each.
+
+        Small pieces lower the peak of strategies that walk them (``pieces=True``). A decoder that cannot be taken
+        apart overrides ``step`` instead.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} is not composed of pieces: use a strategy without pieces=True."
+        )
+
     def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
         """Decode one frame group.
 
@@ -66,6 +82,12 @@ class CausalDecoder(ABC):
         Returns:
             frames [batch, 3, frames of the group, H, W] and the state for the next group.
         """
+        features: Features = (z,)
+        after = []
+        for piece, before in zip(self.pieces(), state, strict=True):
+            features, new = piece(features, before)
+            after.append(new)
+        return features[0], tuple(after)
 
     @abstractmethod
     def denormalize(self, latents: Tensor) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor
 
-from chopgrad.decoders.base import CausalDecoder, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 
 
 class CogVideoXDecoder(CausalDecoder):
     """``AutoencoderKLCogVideoX``.
 
-    The state is upstream's nested dict of cached features, less the entries of 1x1x1 convolutions: upstream stores the
-    whole upsampled latent there and never reads it.
+    A piece is one half of a residual block (norm, activation, convolution), an upsampler or the head; the latent goes
+    beside the features, because every norm reads it. The slices of the state are the cached features of the
+    convolutions, less those of 1x1x1 convolutions: upstream stores the whole upsampled latent there and never reads it.
     """
 
     @property
@@ -33,14 +37,32 @@ class CogVideoXDecoder(CausalDecoder):
             latent, frame = latent + n, frame + frames
         return groups
 
-    def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
+    def initial_state(self) -> State:
+        return (None,) * len(self.pieces())
+
+    def pieces(self) -> list[Piece]:
+        decoder = self.vae.decoder
+        chain: list[Piece] = [self._entry]
+        for block in decoder.mid_block.resnets:
+            chain += _residual(block)
+        for up in decoder.up_blocks:
+            for block in up.resnets:
+                chain += _residual(block)
+            chain += [partial(_upsample, upsampler) for upsampler in up.upsamplers or []]
+        return [*chain, self._head]
+
+    def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
+        (z,) = features
         if self.vae.post_quant_conv is not None:
             z = self.vae.post_quant_conv(z)
-        x, cache = self.vae.decoder(z, conv_cache=state)
-        return self._finish(x), _without_pointwise(cache)
+        x, cached = self.vae.decoder.conv_in(z, conv_cache=cached)
+        return (x, z), cached
 
-    def _finish(self, frames: Tensor) -> Tensor:
-        return frames  # upstream does not clamp either
+    def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
+        decoder = self.vae.decoder
+        x, z = features
+        x, cached = decoder.conv_out(decoder.conv_act(decoder.norm_out(x, z)[0]), conv_cache=cached)
+        return (x,), cached  # upstream does not clamp
 
     def denormalize(self, latents: Tensor) -> Tensor:
         return latents / self.vae.config.scaling_factor
@@ -49,9 +71,28 @@ class CogVideoXDecoder(CausalDecoder):
         return latents * self.vae.config.scaling_factor
 
 
-def _without_pointwise(cache: dict) -> dict:
-    return {
-        key: _without_pointwise(value) if isinstance(value, dict) else value
-        for key, value in cache.items()
-        if key not in ("conv_y", "conv_b")
-    }
+def _residual(block: Any) -> list[Piece]:
+    """A residual block as two pieces; its input travels beside the features to the second."""
+
+    def first(features: Features, cached: Any) -> tuple[Features, Any]:
+        x, z = features
+        y, cached = block.conv1(block.nonlinearity(block.norm1(x, z)[0]), conv_cache=cached)
+        return (y, x, z), cached
+
+    def second(features: Features, cached: Any) -> tuple[Features, Any]:
+        y, x, z = features
+        of_y, of_shortcut = cached if cached is not None else (None, None)
+        y, of_y = block.conv2(block.dropout(block.nonlinearity(block.norm2(y, z)[0])), conv_cache=of_y)
+        if block.in_channels != block.out_channels:
+            if block.use_conv_shortcut:
+                x, of_shortcut = block.conv_shortcut(x, conv_cache=of_shortcut)
+            else:
+                x = block.conv_shortcut(x)
+        return (y + x, z), (of_y, of_shortcut)
+
+    return [first, second]
+
+
+def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:
+    x, z = features
+    return (upsampler(x), z), nothing

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
-from chopgrad.decoders.base import CausalDecoder, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
+
+CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks back at two
 
 
 class WanDecoder(CausalDecoder):
     """``AutoencoderKLWan`` (2.1, and the residual 2.2 form with patches) and ``AutoencoderKLQwenImage``.
 
-    The state is the tuple of upstream's ``feat_cache`` entries: None (nothing cached), "Rep" (an upsampler that has
-    seen only the first latent) or the last two feature frames in front of a causal convolution. Upstream changes its
-    list in place; each step here hands it a fresh list, which is what makes the step pure.
+    A piece is one half of a residual block (norm, activation, convolution), an attention, an upsampler or the head. Its
+    slice of the state is what upstream keeps in its flat ``feat_cache`` list for the convolutions in it: None (nothing
+    cached), "Rep" (an upsampler that has seen only the first latent) or the last two feature frames.
     """
 
     @property
@@ -29,15 +33,37 @@ class WanDecoder(CausalDecoder):
         return [FrameGroup(slice(i, i + 1), slice(starts[i], starts[i + 1])) for i in range(latent_frames)]
 
     def initial_state(self) -> State:
-        return (None,) * self.vae._cached_conv_counts["decoder"]
+        return (None,) * len(self.pieces())
 
-    def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
-        cache = list(state)
-        first = {"first_chunk": cache[0] is None} if isinstance(self.vae, AutoencoderKLWan) else {}
-        x = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=cache, feat_idx=[0], **first)
+    def pieces(self) -> list[Piece]:
+        decoder = self.vae.decoder
+        middle = decoder.mid_block
+        chain: list[Piece] = [self._entry, *_residual(middle.resnets[0])]
+        for attention, block in zip(middle.attentions, middle.resnets[1:], strict=True):
+            chain += [partial(_attend, attention), *_residual(block)]
+        for up in decoder.up_blocks:
+            shortcut = getattr(up, "avg_shortcut", None)
+            upsampler = up.upsampler if hasattr(up, "upsampler") else up.upsamplers and up.upsamplers[0]
+            if shortcut is not None:
+                chain.append(_fork)
+            for block in up.resnets:
+                chain += _residual(block)
+            if upsampler is not None:
+                chain.append(partial(_upsample, upsampler))
+            if shortcut is not None:
+                chain.append(partial(_join, shortcut))
+        return [*chain, self._head]
+
+    def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
+        x, cached = _convolve(self.vae.decoder.conv_in, self.vae.post_quant_conv(features[0]), cached)
+        return (x,), cached
+
+    def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
+        decoder = self.vae.decoder
+        x, cached = _convolve(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(features[0])), cached)
         if getattr(self.vae.config, "patch_size", None) is not None:
             x = unpatchify(x, patch_size=self.vae.config.patch_size)
-        return self._finish(x), tuple(cache)
+        return (self._finish(x),), cached
 
     def denormalize(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents)
@@ -51,3 +77,46 @@ class WanDecoder(CausalDecoder):
         config = self.vae.config
         mean, std = (torch.tensor(v).to(like).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         return mean, std
+
+
+def _convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A causal convolution, and the last frames of its input for the next group."""
+    kept = x[:, :, -CACHED_FRAMES:].clone()  # a copy, so that the rest of x is not kept alive
+    if kept.shape[2] < CACHED_FRAMES and cached is not None:
+        kept = torch.cat([cached[:, :, -1:], kept], dim=2)
+    return convolution(x, cached), kept
+
+
+def _residual(block: Any) -> list[Piece]:
+    """A residual block as two pieces; its input travels beside the features to the second."""
+
+    def first(features: Features, cached: Any) -> tuple[Features, Any]:
+        x, *rest = features
+        y, cached = _convolve(block.conv1, block.nonlinearity(block.norm1(x)), cached)
+        return (y, x, *rest), cached
+
+    def second(features: Features, cached: Any) -> tuple[Features, Any]:
+        y, x, *rest = features
+        y, cached = _convolve(block.conv2, block.dropout(block.nonlinearity(block.norm2(y))), cached)
+        return (y + block.conv_shortcut(x), *rest), cached
+
+    return [first, second]
+
+
+def _attend(attention: Any, features: Features, nothing: None) -> tuple[Features, None]:
+    return (attention(features[0]), *features[1:]), nothing
+
+
+def _upsample(upsampler: Any, features: Features, cached: Any) -> tuple[Features, Any]:
+    cache = [cached]  # changed in place by the module
+    return (upsampler(features[0], feat_cache=cache, feat_idx=[0]), *features[1:]), cache[0]
+
+
+def _fork(features: Features, nothing: None) -> tuple[Features, None]:
+    return (features[0], features[0]), nothing
+
+
+def _join(shortcut: Any, features: Features, seen: Any) -> tuple[Features, Any]:
+    """Wan 2.2: the block's input, upsampled by repetition, is added to its output."""
+    x, skip = features
+    return (x + shortcut(skip, first_chunk=seen is None),), "Rep"
