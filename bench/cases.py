@@ -23,7 +23,9 @@ FULL_SIZE: dict[str, Callable[[], Any]] = {
 STRATEGIES: tuple[Strategy, ...] = (
     Full(),
     Exact(),
+    Exact(pieces=True),
     Exact(offload=True),
+    Exact(offload=True, pieces=True),
     Chop(0),
     Chop(1),
     Chop(2),
@@ -72,7 +74,8 @@ def label(strategy: Strategy) -> str:
     words = [str(strategy.distance)] if isinstance(strategy, Chop) else []
     if isinstance(strategy, Chop) and strategy.block > 1:
         words.append(f"block={strategy.block}")
-    words += [flag for flag in ("recompute", "offload") if getattr(strategy, flag, False)]
+    words += [f"every={strategy.every}"] if isinstance(strategy, Exact) and strategy.every > 1 else []
+    words += [flag for flag in ("recompute", "offload", "pieces") if getattr(strategy, flag, False)]
     return f"{type(strategy).__name__}({', '.join(words)})"
 
 
