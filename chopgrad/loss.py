@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from chopgrad.decoders import CausalDecoder
 from chopgrad.decoders.base import FrameGroup
@@ -78,6 +79,22 @@ def frame_loss(
     if not wanted:
         return _total(sweep.values(), weights)
     return _FrameLoss.apply(sweep, weights, loss_scale, latents, *parameters)
+
+
+def framewise(loss_fn: LossFn) -> LossFn:
+    """``loss_fn`` evaluated frame by frame and recomputed in the backward pass: the graph of one frame at a time.
+
+    For perceptual losses, whose own activations would otherwise be the peak. ``loss_fn`` must be a mean of per-frame
+    terms; value and gradient are then the same.
+
+    Cost: one more evaluation of ``loss_fn``.
+    """
+
+    def evaluate(frames: Tensor, target: Tensor) -> Tensor:
+        parts = zip(frames.split(1, dim=2), target.split(1, dim=2), strict=True)
+        return torch.stack([checkpoint(loss_fn, x, y, use_reentrant=False) for x, y in parts]).mean()
+
+    return evaluate
 
 
 class GroupLosses:
