@@ -86,9 +86,9 @@ def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: P
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    trained = ", trainable decoder" if options.trainable_decoder else ""
+    what = f"{options.loss}, {options.dtype}" + (", trainable decoder" if options.trainable_decoder else "")
     lines = [
-        f"Predicted for {options.vae}, {options.frames} frames of {options.size}, {options.loss}, {options.dtype}{trained}:",
+        f"Predicted for {options.vae}, {options.frames} frames of {options.size}, {what}:",
         "",
         *lines,
         "",

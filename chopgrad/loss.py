@@ -123,7 +123,8 @@ class GroupLosses:
                 "loss_fn must return one floating-point scalar, the mean over the frames it is given; for frame group "
                 f"{i} it returned {got}."
             )
-        return loss.reshape(()), context
+        # A copy: some losses (mse_loss on the CPU) return a scalar in a storage as large as the frames.
+        return loss.reshape(()).clone(), context
 
     def _target(self, frames: slice, like: Tensor) -> Tensor:
         part = self.target(frames) if callable(self.target) else self.target[:, :, frames]

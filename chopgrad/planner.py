@@ -105,7 +105,7 @@ def plan(
         if min(height, width) < 1 or height % factor or width % factor:
             raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
         size = (height // factor, width // factor)
-        setting = _Setting(decoder, size, (height, width), _loss(loss, dtype), dtype)
+        setting = _Setting(decoder, size, (height, width), _loss(loss, (height, width), dtype), dtype)
         groups = len(decoder.frame_groups(latent_frames))
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
         predictions = []
@@ -236,10 +236,12 @@ def _spatial_factor(decoder: CausalDecoder, dtype: torch.dtype) -> int:
         return decoder.decode(torch.zeros(1, decoder.latent_channels, 1, 2, 2, dtype=dtype)).shape[-1] // 2
 
 
-def _loss(name: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(name: str, size: tuple[int, int], dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "mse":
         return nn.functional.mse_loss
     if name == "lpips":
+        if min(size) < 16:
+            raise ValueError(f"LPIPS needs frames of at least 16x16 pixels, got {size[0]}x{size[1]}.")
         return framewise(_VGGFeatures(dtype))
     raise ValueError(f"The loss must be mse or lpips, got '{name}'.")
 
