@@ -88,7 +88,7 @@ class Sweep:
         carry, losses = self._initial_carry(), []
         for i in range(len(self.groups)):
             loss, carry = self._forward(i, carry)
-            losses.append(loss.clone())
+            losses.append(loss)
         return losses
 
     def gradients(self) -> Gradients:
@@ -125,8 +125,7 @@ class Sweep:
             loss, carry = self._forward(i, carry_in)
         if i + 1 < len(self.groups):
             carries[i + 1] = carry
-        # A copy: some losses (mse_loss on the CPU) return a scalar in a storage as large as the frames.
-        return loss.clone()
+        return loss
 
     def _reverse(
         self, a: int, b: int, end: int, graphs: dict[int, Graph], carries: dict[int, Carry], result: Gradients

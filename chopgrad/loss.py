@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from chopgrad.decoders import CausalDecoder
 from chopgrad.decoders.base import FrameGroup
@@ -80,6 +81,22 @@ def frame_loss(
     return _FrameLoss.apply(sweep, weights, loss_scale, latents, *parameters)
 
 
+def framewise(loss_fn: LossFn) -> LossFn:
+    """``loss_fn`` evaluated frame by frame and recomputed in the backward pass: the graph of one frame at a time.
+
+    For perceptual losses, whose own activations would otherwise be the peak. ``loss_fn`` must be a mean of per-frame
+    terms; value and gradient are then the same.
+
+    Cost: one more evaluation of ``loss_fn``.
+    """
+
+    def evaluate(frames: Tensor, target: Tensor) -> Tensor:
+        parts = zip(frames.split(1, dim=2), target.split(1, dim=2), strict=True)
+        return torch.stack([checkpoint(loss_fn, x, y, use_reentrant=False) for x, y in parts]).mean()
+
+    return evaluate
+
+
 class GroupLosses:
     """The loss of one group against its part of the target, and the context that the next group sees."""
 
@@ -106,7 +123,8 @@ class GroupLosses:
                 "loss_fn must return one floating-point scalar, the mean over the frames it is given; for frame group "
                 f"{i} it returned {got}."
             )
-        return loss.reshape(()), context
+        # A copy: some losses (mse_loss on the CPU) return a scalar in a storage as large as the frames.
+        return loss.reshape(()).clone(), context
 
     def _target(self, frames: slice, like: Tensor) -> Tensor:
         part = self.target(frames) if callable(self.target) else self.target[:, :, frames]

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from chopgrad import framewise
+from chopgrad.memory import PeakMemory
 from suite.losses import LOSSES, VideoLPIPS, loss_by_name
 from suite.motion import photographs
 
@@ -62,3 +64,24 @@ def test_by_name():
     assert loss_by_name("l1")(x, y) == F.l1_loss(x, y)
     with pytest.raises(ValueError, match=f"Unknown loss 'ssim': pass one of {', '.join(LOSSES)}"):
         loss_by_name("ssim")
+
+
+def test_framewise_changes_nothing_but_memory():
+    torch.manual_seed(0)
+    frames = torch.randn(2, 3, 4, 16, 16, requires_grad=True)
+    target = torch.randn(2, 3, 4, 16, 16)
+
+    def perceptual(x, y):  # an activation that is kept for the backward pass
+        return (x.exp().sin() - y.exp().sin()).square().mean()
+
+    results = []
+    for loss_fn in (perceptual, framewise(perceptual)):
+        loss = loss_fn(frames, target)
+        results.append((loss, *torch.autograd.grad(loss, frames)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    with PeakMemory() as whole:
+        perceptual(frames, target)
+    with PeakMemory() as by_frame:
+        framewise(perceptual)(frames, target)
+    assert by_frame.peak_bytes < 0.5 * whole.peak_bytes

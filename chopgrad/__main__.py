@@ -1,0 +1,116 @@
+"""``chopgrad plan``: which strategy fits, on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+
+import torch
+
+from chopgrad.planner import ARCHITECTURES, Prediction, plan, recommend
+
+GIB = 2**30
+UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        height, width = _size(options.size)
+        budget = _bytes(options.budget) if options.budget else None
+        predictions = plan(
+            options.vae,
+            options.frames,
+            height,
+            width,
+            loss=options.loss,
+            dtype=getattr(torch, options.dtype),
+            trainable_decoder=options.trainable_decoder,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    best = recommend(predictions, budget) if budget else None
+    if options.json:
+        print(json.dumps(_as_json(options, predictions, best), indent=1))
+    else:
+        print(_as_text(options, predictions, best))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chopgrad", description="Pixel losses through causal-cache video decoders.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser("plan", help="predict memory and compute of every strategy, without GPU and weights")
+    vaes = ", ".join(ARCHITECTURES)
+    command.add_argument("--vae", required=True, help=f"{vaes}, a folder with a config.json, or a hub id")
+    command.add_argument("--frames", type=int, required=True, help="frames of the decoded video")
+    command.add_argument("--size", required=True, metavar="HxW", help="height and width in pixels, such as 720x1280")
+    command.add_argument("--loss", choices=["mse", "lpips"], default="mse")
+    command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
+    command.add_argument("--trainable-decoder", action="store_true", help="gradients of decoder parameters too")
+    command.add_argument("--json", action="store_true", help="machine-readable output")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise ValueError(f"--size must be HEIGHTxWIDTH in pixels, such as 720x1280; got '{text}'.")
+    return int(match[1]), int(match[2])
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError(f"--budget must be a number with a unit, such as 24GiB; got '{text}'.")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _label(prediction: Prediction) -> str:
+    """The strategy as written in code, without settings left at their default."""
+    strategy = prediction.strategy
+    changed = [f.name for f in dataclasses.fields(strategy) if getattr(strategy, f.name) != f.default]
+    return f"{type(strategy).__name__}({', '.join(f'{name}={getattr(strategy, name)}' for name in changed)})"
+
+
+def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: Prediction | None) -> str:
+    rows = [["strategy", "device GiB", "host GiB", "compute", "gradient"]]
+    for p in predictions:
+        sizes = [f"{p.device_bytes / GIB:.1f}", f"{p.host_bytes / GIB:.1f}", f"{p.relative_compute:.2f}"]
+        rows.append([_label(p), *sizes, "exact" if p.distance is None else f"truncated at {p.distance}"])
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    what = f"{options.loss}, {options.dtype}" + (", trainable decoder" if options.trainable_decoder else "")
+    lines = [
+        f"Predicted for {options.vae}, {options.frames} frames of {options.size}, {what}:",
+        "",
+        *lines,
+        "",
+        "device: peak with the decoder's weights; compute: passes relative to full back-propagation.",
+        "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and the model that makes the latents.",
+    ]
+    if best is not None:
+        lines += ["", f"For {options.budget}: {_label(best)}, {best.device_bytes / GIB:.1f} GiB."]
+    elif options.budget:
+        least = min(predictions, key=lambda p: p.device_bytes)
+        need = f"{least.device_bytes / GIB:.1f} GiB"
+        lines += ["", f"Nothing fits {options.budget}; the least is {_label(least)} with {need}."]
+    return "\n".join(lines)
+
+
+def _as_json(options: argparse.Namespace, predictions: list[Prediction], best: Prediction | None) -> dict:
+    rows = []
+    for p in predictions:
+        row = {k: v for k, v in dataclasses.asdict(p).items() if k != "strategy"}
+        rows.append({"strategy": _label(p), **row})
+    return {"settings": vars(options), "predictions": rows, "recommended": _label(best) if best else None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

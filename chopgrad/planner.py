@@ -1,0 +1,270 @@
+"""What a strategy will cost, before anything is run: peak memory predicted with tensors that have shapes but no data.
+
+The architecture is built without weights and the library's own sweep runs on fake tensors, "meta" playing the device
+beside the host, so a prediction is about the code that will run. Left out: cuDNN's workspaces, the allocator's
+fragmentation, the CUDA context, and the backbone that produces the latents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, isqrt
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from chopgrad.decoders import DECODERS, CausalDecoder, decoder_for
+from chopgrad.loss import frame_loss, framewise
+from chopgrad.memory import PeakMemory
+from chopgrad.strategies import Chop, Exact, Full, Strategy
+
+_WAN22 = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "scale_factor_spatial": 16,
+}  # fmt: skip
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "wan2.1": ("AutoencoderKLWan", {}),
+    "wan2.2": ("AutoencoderKLWan", _WAN22),
+    "qwen-image": ("AutoencoderKLQwenImage", {}),
+    "cogvideox": ("AutoencoderKLCogVideoX", {}),
+}
+"""The published architectures: class, and what differs from its defaults."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Cost of one strategy for one video.
+
+    Attributes:
+        strategy: the strategy.
+        device_bytes: predicted peak on the device, the decoder's weights included.
+        host_bytes: predicted peak of what waits in host memory.
+        relative_compute: forward and backward passes of the decoder (a backward counts as two forwards), as a ratio to
+            full back-propagation; the ends of the video are ignored.
+        distance: truncation distance in frame groups; None for an exact gradient.
+    """
+
+    strategy: Strategy
+    device_bytes: int
+    host_bytes: int
+    relative_compute: float
+    distance: int | None
+
+
+def default_strategies(groups: int) -> list[Strategy]:
+    """What is worth considering for a video of so many frame groups."""
+    return [
+        Full(),
+        Exact(),
+        Exact(offload=True),
+        Exact(offload=True, pieces=True),
+        Exact(offload=True, pieces=True, every=max(2, isqrt(groups))),
+        *(Chop(d) for d in (0, 1, 2, 4)),
+        Chop(1, block=4),
+        Chop(1, block=4, recompute=True),
+        Chop(1, block=4, recompute=True, pieces=True),
+    ]
+
+
+def plan(
+    vae: str,
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    loss: str = "mse",
+    dtype: torch.dtype = torch.bfloat16,
+    trainable_decoder: bool = False,
+    strategies: Sequence[Strategy] | None = None,
+) -> list[Prediction]:
+    """Predict memory and compute of strategies for a video of ``frames`` frames of ``height`` x ``width`` pixels.
+
+    Args:
+        vae: a name in ``ARCHITECTURES``, a folder with a config.json, or a hub id.
+        loss: ``"mse"``, or ``"lpips"`` (the shapes of VGG-16, frame by frame with recomputation).
+        trainable_decoder: gradients of all decoder parameters are wanted too.
+        strategies: default: ``default_strategies``.
+
+    Raises:
+        ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits.
+
+    Cost: some seconds per strategy. Memory is linear in the number of groups once a strategy's window is full, so short
+    videos are followed and the rest is that line; with ``every`` the states kept at one time are counted.
+    """
+    with FakeTensorMode(), torch.device("meta"):
+        decoder = decoder_for(_build(vae, dtype).eval().requires_grad_(trainable_decoder))
+        latent_frames = _latent_frames(decoder, frames)
+        factor = _spatial_factor(decoder, dtype)
+        if min(height, width) < 1 or height % factor or width % factor:
+            raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
+        size = (height // factor, width // factor)
+        setting = _Setting(decoder, size, (height, width), _loss(loss, (height, width), dtype), dtype)
+        groups = len(decoder.frame_groups(latent_frames))
+        weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
+        predictions = []
+        for strategy in default_strategies(groups) if strategies is None else strategies:
+            device, host = setting.peaks(strategy, latent_frames)
+            distance = strategy.distance if isinstance(strategy, Chop) and strategy.distance < groups - 1 else None
+            compute = relative_compute(strategy, groups)
+            predictions.append(Prediction(strategy, weights + device, host, compute, distance))
+        return predictions
+
+
+def recommend(predictions: Sequence[Prediction], budget_bytes: int) -> Prediction | None:
+    """The cheapest exact strategy that fits the device; else the truncated one of largest distance; else None."""
+    fitting = [p for p in predictions if p.device_bytes <= budget_bytes]
+    exact = [p for p in fitting if p.distance is None]
+    if exact:
+        return min(exact, key=lambda p: (p.relative_compute, p.host_bytes))
+    return max(fitting, key=lambda p: (p.distance or 0, -p.relative_compute), default=None)
+
+
+def relative_compute(strategy: Strategy, groups: int) -> float:
+    """(forwards + 2 backwards) / 3 per group, by the table in ``chopgrad.strategies``."""
+    settings = strategy.plan()
+    block = min(settings.block or groups, groups)
+    visits = 1 + min(settings.distance, groups - 1) / block  # reverse visits of a group
+    forwards = 1.0
+    if settings.recompute:
+        # A visit rebuilds the graph; by pieces it first runs forward to have their inputs. Without pieces the last
+        # group of a window is visited at once, so its first graph costs nothing.
+        forwards += 2 * visits if settings.pieces else visits - 1 / block
+        forwards += 1 - 1 / settings.every
+    return (forwards + 2 * visits) / 3
+
+
+@dataclass
+class _Setting:
+    """Everything but strategy and length, on fake tensors."""
+
+    decoder: CausalDecoder
+    latent_size: tuple[int, int]
+    size: tuple[int, int]
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    dtype: torch.dtype
+
+    def peaks(self, strategy: Strategy, latent_frames: int) -> tuple[int, int]:
+        """(device, host) bytes beyond the weights."""
+        settings = strategy.plan()
+        last = self.decoder.frame_groups(latent_frames)[-1].latents
+        step = last.stop - last.start
+        groups = len(self.decoder.frame_groups(latent_frames))
+        if settings.every > 1:
+            kept = ceil(groups / settings.every) + min(settings.every, groups)
+            shorter = latent_frames - step * max(0, groups - kept)
+            return self.peaks(Exact(settings.offload, pieces=settings.pieces), shorter)
+        # The first two groups are smaller than the others, so the second block is the first of full size.
+        short = 2 * (settings.block or 2) + settings.distance + 1
+        if groups <= short + 1:
+            return self._run(strategy, latent_frames)
+        device, host = self._run(strategy, latent_frames - step * (groups - short - 1))
+        if settings.block is None:
+            before = self._run(strategy, latent_frames - step * (groups - short))
+            growth = (device - before[0], host - before[1])
+        else:
+            growth = (2 * step * self.latent_bytes, 0)  # only latents and their gradient are as long as the video
+        return device + growth[0] * (groups - short - 1), host + growth[1] * (groups - short - 1)
+
+    @property
+    def latent_bytes(self) -> int:
+        """Bytes of one latent frame."""
+        return self.decoder.latent_channels * self.latent_size[0] * self.latent_size[1] * self.dtype.itemsize
+
+    def _run(self, strategy: Strategy, latent_frames: int) -> tuple[int, int]:
+        z = torch.zeros(1, self.decoder.latent_channels, latent_frames, *self.latent_size, dtype=self.dtype)
+        z.requires_grad_()
+
+        def target(frames: slice) -> Tensor:
+            return torch.zeros(1, 3, frames.stop - frames.start, *self.size, dtype=self.dtype)
+
+        parameters = [p for p in self.decoder.parameters() if p.requires_grad]
+        with PeakMemory("meta") as memory:
+            torch.autograd.grad(frame_loss(self.decoder, z, target, self.loss_fn, strategy), [z, *parameters])
+        return memory.peak_bytes + z.nbytes, memory.host_peak_bytes or 0
+
+
+def _build(vae: str, dtype: torch.dtype) -> nn.Module:
+    if vae in ARCHITECTURES:
+        name, config = ARCHITECTURES[vae]
+    else:
+        config = _config(vae)
+        name = config.get("_class_name", "")
+        if name not in DECODERS:
+            raise ValueError(f"'{vae}' is a {name or 'model of unknown class'}; supported are {', '.join(DECODERS)}.")
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # under fake tensors a model cannot be cast, only built
+    try:
+        return getattr(diffusers, name).from_config(config)
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _config(vae: str) -> dict[str, Any]:
+    folder = Path(vae)
+    names = f"pass {', '.join(ARCHITECTURES)}, a folder with a config.json, or a hub id"
+    try:
+        if folder.is_dir():
+            config = json.loads((folder / "config.json").read_text())
+        else:
+            config = diffusers.AutoencoderKLWan.load_config(vae)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No config was found for '{vae}': {names}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"The config of '{vae}' is not one of a model: {names}.")
+    return config
+
+
+def _latent_frames(decoder: CausalDecoder, frames: int) -> int:
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}.")
+    latent_frames = next(n for n in range(1, frames + 1) if decoder.frame_count(n) >= frames)
+    if decoder.frame_count(latent_frames) != frames:
+        near = sorted({decoder.frame_count(n) for n in (max(1, latent_frames - 1), latent_frames)})
+        raise ValueError(f"No number of latents decodes to {frames} frames: pass {' or '.join(map(str, near))}.")
+    return latent_frames
+
+
+def _spatial_factor(decoder: CausalDecoder, dtype: torch.dtype) -> int:
+    with torch.no_grad():
+        return decoder.decode(torch.zeros(1, decoder.latent_channels, 1, 2, 2, dtype=dtype)).shape[-1] // 2
+
+
+def _loss(name: str, size: tuple[int, int], dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "mse":
+        return nn.functional.mse_loss
+    if name == "lpips":
+        if min(size) < 16:
+            raise ValueError(f"LPIPS needs frames of at least 16x16 pixels, got {size[0]}x{size[1]}.")
+        return framewise(_VGGFeatures(dtype))
+    raise ValueError(f"The loss must be mse or lpips, got '{name}'.")
+
+
+class _VGGFeatures(nn.Module):
+    """The shapes of LPIPS with VGG-16 (Zhang et al. 2018): what its graph keeps, without its weights."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        widths = [(3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(m for a, b in pairwise(w) for m in (nn.Conv2d(a, b, 3, padding=1, dtype=dtype), nn.ReLU())))
+            for w in widths
+        )
+        self.requires_grad_(False)
+
+    def forward(self, frames: Tensor, target: Tensor) -> Tensor:
+        x, y = (v.transpose(1, 2).flatten(0, 1) for v in (frames, target))
+        total = x.new_zeros(())
+        for k, stage in enumerate(self.stages):
+            if k:
+                x, y = (nn.functional.max_pool2d(v, 2) for v in (x, y))
+            x, y = stage(x), stage(y)
+            difference = nn.functional.normalize(x, dim=1) - nn.functional.normalize(y, dim=1)
+            total = total + difference.square().sum(1).mean()
+        return total

@@ -1,0 +1,148 @@
+"""Predictions against real runs of the same code, and the command line."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import chopgrad
+from chopgrad import Chop, Exact, Full
+from chopgrad.__main__ import main
+from chopgrad.memory import PeakMemory
+from chopgrad.planner import Prediction, default_strategies, plan, recommend, relative_compute
+from tests.models import VAES, build
+
+ON_DEVICE = [Full(), Exact(), Exact(pieces=True), Chop(2), Chop(1, block=2), Chop(1, block=2, recompute=True)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder per VAE that holds a config and no weights."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name in VAES:
+        VAES[name]().save_config(folder / name)
+    return folder
+
+
+def measured(name, latent_frames, strategy, trainable=False):
+    """Peak of a real run in float32, weights and latents included, target made group by group."""
+    vae = build(name, torch.float32)
+    decoder = chopgrad.decoder_for(vae.requires_grad_(trainable))
+    z = torch.zeros(1, 4, latent_frames, 2, 2, requires_grad=True)
+    with torch.no_grad():
+        shape = decoder.decode(z).shape
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+    with PeakMemory() as memory:
+        loss = chopgrad.frame_loss(
+            decoder,
+            z,
+            lambda frames: torch.zeros(*shape[:2], frames.stop - frames.start, *shape[3:]),
+            F.mse_loss,
+            strategy,
+        )
+        torch.autograd.grad(loss, [z, *parameters])
+    return memory.peak_bytes + z.nbytes + sum(p.nbytes for p in decoder.parameters()), shape
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("name", VAES)
+def test_predictions_are_what_a_run_takes(folders, name, trainable):
+    """A video long enough that the planner extrapolates. Strategies without offload, which the CPU does not do."""
+    for strategy in ON_DEVICE[:: 3 if trainable else 1]:
+        truth, shape = measured(name, 16, strategy, trainable)
+        settings = {"dtype": torch.float32, "trainable_decoder": trainable, "strategies": [strategy]}
+        (prediction,) = plan(str(folders / name), *shape[2:], **settings)
+        assert prediction.device_bytes == pytest.approx(truth, rel=0.02), strategy
+        assert prediction.host_bytes == 0 or prediction.host_bytes < 10_000
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_offloading_moves_states_to_the_host(folders, name):
+    frames = chopgrad.decoder_for(build(name)).frame_count(24)
+    size = {"wan2.1": 4, "cogvideox": 8}[name]
+    strategies = [Exact(), Exact(offload=True), Exact(offload=True, every=4)]
+    kept, offloaded, rebuilt = plan(str(folders / name), frames, size, size, dtype=torch.float32, strategies=strategies)
+    assert offloaded.device_bytes < kept.device_bytes
+    assert offloaded.host_bytes > 0.5 * (kept.device_bytes - offloaded.device_bytes)
+    assert rebuilt.host_bytes < 0.6 * offloaded.host_bytes
+    assert rebuilt.device_bytes == pytest.approx(offloaded.device_bytes, rel=0.02)
+
+
+def test_compute_counts_the_passes_of_the_engine():
+    """Against the number of steps that a long video really takes."""
+    decoder = chopgrad.decoder_for(build("wan2.1", torch.float32))
+    z = torch.zeros(1, 4, 40, 1, 1, requires_grad=True)
+    step, calls = decoder.step, []
+    decoder.step = lambda *args: calls.append(1) or step(*args)
+    for strategy in (Full(), Exact(), Exact(every=5), Chop(0), Chop(2), Chop(2, 4), Chop(1, 4, recompute=True)):
+        calls.clear()
+        chopgrad.frame_loss(
+            decoder, z, lambda frames: torch.zeros(1, 3, frames.stop - frames.start, 2, 2), F.mse_loss, strategy
+        )
+        block = strategy.plan().block or 40
+        backwards = 1 + strategy.plan().distance / block
+        forwards = 3 * relative_compute(strategy, 40) - 2 * backwards
+        assert len(calls) / 40 == pytest.approx(forwards, rel=0.05), strategy
+
+
+def prediction(device, compute, distance):
+    return Prediction(Full(), device, 0, compute, distance)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(100, 0), (50, 1), (25, 2), (15, 3), (5, None)])
+def test_recommendation(budget, expected):
+    """The cheapest exact one that fits; else the largest distance; else nothing."""
+    choices = [prediction(90, 1.0, None), prediction(40, 1.5, None), prediction(20, 1.6, 2), prediction(10, 1.2, 1)]
+    assert recommend(choices, budget) == (None if expected is None else choices[expected])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--frames": "8"}, "No number of latents decodes to 8 frames: pass 7 or 9"),
+        ({"--frames": "0"}, "frames must be at least 1, got 0"),
+        ({"--size": "5x8"}, "Height and width must be multiples of 2, got 5x8"),
+        ({"--size": "big"}, "--size must be HEIGHTxWIDTH in pixels, such as 720x1280; got 'big'"),
+        ({"--budget": "24"}, "--budget must be a number with a unit, such as 24GiB; got '24'"),
+        (
+            {"--vae": "nowhere"},
+            "No config was found for 'nowhere': pass wan2.1, wan2.2, qwen-image, cogvideox, a folder",
+        ),
+    ],
+)
+def test_bad_arguments(folders, capsys, change, sentence):
+    options = {"--vae": str(folders / "wan2.1"), "--frames": "9", "--size": "8x8"} | change
+    assert main(["plan", *(word for pair in options.items() for word in pair)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("error: ")
+    assert sentence in err
+
+
+def test_a_folder_of_another_model(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert main(["plan", "--vae", str(tmp_path), "--frames", "9", "--size", "8x8"]) == 2
+    assert "is a AutoencoderKL; supported are AutoencoderKLWan" in capsys.readouterr().err
+
+
+def test_the_command_line(folders, capsys):
+    arguments = ["plan", "--vae", str(folders / "wan2.1"), "--frames", "9", "--size", "16x16", "--loss", "lpips"]
+    assert main([*arguments, "--budget", "1GiB"]) == 0
+    text = capsys.readouterr().out
+    assert "| Chop(distance=1)" in text
+    assert "For 1GiB: Full(), 0.0 GiB." in text
+    assert "Left out: cuDNN workspaces" in text
+    assert main([*arguments, "--json", "--trainable-decoder", "--budget", "1KiB"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["predictions"]) == len(default_strategies(5))
+    assert found["recommended"] is None
+    assert all(row["device_bytes"] > 0 for row in found["predictions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vae", ["wan2.1", "wan2.2", "qwen-image", "cogvideox"])
+def test_full_size_architectures(vae):
+    """The published architectures at 480x832: exact by pieces with offload needs less than the paper's D = 1."""
+    by_pieces, paper, full = plan(vae, 97, 480, 832, strategies=[Exact(offload=True, pieces=True), Chop(1), Full()])
+    assert by_pieces.device_bytes < paper.device_bytes < full.device_bytes
