@@ -112,7 +112,7 @@ def _command() -> str:
     words = [_shorten(word) for word in sys.argv]
     if words and words[0].endswith("__main__.py"):
         words[0] = "-m " + words[0].removesuffix("/__main__.py").replace("/", ".")
-        return "python " + words[0] + " " + shlex.join(words[1:])
+        return " ".join(["python", words[0], shlex.join(words[1:])]).strip()
     return "python " + shlex.join(words)
 
 

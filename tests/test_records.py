@@ -88,3 +88,5 @@ def test_provenance_names_code_and_machine_but_no_path_and_no_host(monkeypatch):
 def test_a_module_is_named_as_it_is_run(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "bench" / "__main__.py"), "--rounds", "2"])
     assert provenance()["command"] == "python -m bench --rounds 2"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "bench" / "__main__.py")])
+    assert provenance()["command"] == "python -m bench"
