@@ -110,20 +110,20 @@ def read_records(folder: Path) -> Iterator[Record]:
 def _command() -> str:
     """The command line with paths relative to the project (or only their last part, when outside it)."""
     words = [_shorten(word) for word in sys.argv]
-    if words and words[0].endswith("__main__.py"):
-        words[0] = "-m " + words[0].removesuffix("/__main__.py").replace("/", ".")
-        return " ".join(["python", words[0], shlex.join(words[1:])]).strip()
+    if words and Path(sys.argv[0]).name == "__main__.py":
+        words[:1] = ["-m", _shorten(str(Path(sys.argv[0]).parent)).replace("/", ".")]
     return "python " + shlex.join(words)
 
 
 def _shorten(word: str) -> str:
-    name, equals, value = word.rpartition("=")
-    path = Path(value)
+    name, equals, value = word.partition("=")
+    if equals and not Path(word).is_absolute():
+        return f"{name}={_shorten(value)}"
+    path = Path(word)
     if not path.is_absolute() and ".." not in path.parts:
         return word
     path = path.resolve()
-    short = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
-    return f"{name}{equals}{short}"
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name)
 
 
 def _commit() -> tuple[str | None, bool | None]:

