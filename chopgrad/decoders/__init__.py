@@ -37,4 +37,13 @@ def decoder_for(vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = Non
     )
 
 
-__all__ = ["DECODERS", "CausalDecoder", "CogVideoXDecoder", "FrameGroup", "State", "WanDecoder", "decoder_for"]
+__all__ = [
+    "DECODERS",
+    "CausalDecoder",
+    "Checkpoint",
+    "CogVideoXDecoder",
+    "FrameGroup",
+    "State",
+    "WanDecoder",
+    "decoder_for",
+]
