@@ -190,7 +190,7 @@ class _Setting:
         if settings.block is None:
             enough = 4 + settings.recompute
         else:
-            enough = settings.block + settings.distance + (1 if smaller else settings.block)
+            enough = settings.block + settings.distance + (1 if smaller else settings.block + 1)
         beyond = len(groups) - enough
         if beyond <= 1:
             return self._run(strategy, latent_frames).peaks
