@@ -8,10 +8,9 @@ the measurement is in results/memory/.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import torch
@@ -20,34 +19,17 @@ from rich.console import Console
 from rich.progress import track
 
 from bench.cases import KEY_STRATEGIES, label
+from bench.published import CASES, CURVE_FRAMES, CURVES, FOLDER, GIB, TARGETS_GIB, least_exact
 from chopgrad import Strategy
 from chopgrad.planner import plan
-from suite.records import ROOT, Record, provenance, read_record, read_records, write_record
+from suite.records import Record, provenance, read_record, write_record
 from suite.tables import markdown_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-GIB = 2**30
-FOLDER = ROOT / "results" / "predicted_memory"
-CASES = {
-    "wan2.1-480x832": ("wan2.1", 97, 480, 832),
-    "wan2.1-720x1280": ("wan2.1", 97, 720, 1280),
-    "wan2.1-1080x1920": ("wan2.1", 97, 1080, 1920),
-    "wan2.2-704x1280": ("wan2.2", 97, 704, 1280),
-    "cogvideox-480x720": ("cogvideox", 49, 480, 720),
-}
-"""The tables: what the planner considers by default."""
-CURVE_FRAMES = (9, 25, 49, 97, 193)
-CURVES = {f"wan2.1-{h}x{w}-{n}f": ("wan2.1", n, h, w) for h, w in ((480, 832), (720, 1280)) for n in CURVE_FRAMES}
-"""Memory against frames: what ``tox -e bench -- --full`` measures first."""
-TARGETS_GIB = {"wan2.1-480x832": 7, "wan2.1-720x1280": 16, "wan2.1-1080x1920": 32, "cogvideox-480x720": 16}
-"""Device memory that an exact gradient should need at most, in GiB."""
 CARDS_GIB = (24, 48, 80)
-
-Row = dict[str, Any]
-"""One strategy's prediction: strategy (its label), device_bytes, host_bytes, relative_compute, distance."""
 
 
 @dataclass
@@ -84,21 +66,6 @@ def predict(name: str, path: Path) -> Record:
     ]
     write_record(path, settings, {"predictions": rows}, made_by)
     return read_record(path)
-
-
-def predictions(folder: Path) -> dict[tuple[str, int, int], dict[int, dict[str, Row]]]:
-    """{(vae, height, width): {frames: {label of the strategy: row}}} of all records in a folder."""
-    found: dict[tuple[str, int, int], dict[int, dict[str, Row]]] = {}
-    for record in read_records(folder):
-        s = record.settings
-        at = found.setdefault((s["vae"], s["height"], s["width"]), {}).setdefault(s["frames"], {})
-        at |= {row["strategy"]: row for row in record.metrics["predictions"]}
-    return found
-
-
-def least_exact(rows: Mapping[str, Row]) -> Row:
-    """The exact gradient that needs the least device memory."""
-    return min((r for r in rows.values() if r["distance"] is None), key=lambda r: r["device_bytes"])
 
 
 def report(records: dict[str, Record]) -> str:

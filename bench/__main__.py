@@ -8,14 +8,13 @@ with a GPU ``--full`` measures the published architectures, the most useful case
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +159,7 @@ def measure_time(config: Config, stage: int, command: str, deadline: float) -> N
     run(
         [sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
         + ["--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
-        CHOPGRAD_BENCH_SELECTION=json.dumps(asdict(config.selection)),
+        CHOPGRAD_BENCH_SELECTION=config.selection.to_json(),
         CHOPGRAD_BENCH_STAGE=str(stage),
         CHOPGRAD_BENCH_ROUNDS=str(config.rounds),
         CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()),

@@ -48,7 +48,7 @@ def measure_errors(cases: Sequence[Case], folder: Path, made_by: dict[str, Any],
     for case in cases:
         found = samples[case.strategy]
         clips = [s["clip"] for s in found]
-        metrics = {name: list(mean_interval([s[name] for s in found], clips)) for name in AVERAGED}
+        metrics: dict[str, Any] = {name: list(mean_interval([s[name] for s in found], clips)) for name in AVERAGED}
         metrics |= {"frames_compared": found[0]["frames_compared"], "samples": found}
         write_record(folder / f"{case.name}.json", case.settings(), metrics, made_by)
 

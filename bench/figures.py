@@ -58,7 +58,8 @@ def _against_frames(axis: Any, results: Results, video: Case, unit: int, name: s
     axis.set(xscale="log", xlabel="frames", title=_title(video))
     axis.set_xticks(frames, [str(n) for n in frames])
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axis.lines:
+        axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _memory_axis(axis, name)
 
 

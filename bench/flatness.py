@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from analysis.predicted_memory import Row
 from bench.cases import SWEEP, Method, label
+from bench.published import Row
 from bench.results import Results, groups_of_videos
 from bench.verdict import Verdict, judge
 from chopgrad import Chop

@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-COLORS = LogNorm(0.01, 1.0)
+COLORS = LogNorm(0.01, 1.0, clip=True)
 """Relative gradient error; what is below or above takes the colour of the end."""
 
 
@@ -89,7 +89,7 @@ def _panel(axis: Any, video: Case, found: list[Point]) -> None:
         if p.error is None:
             color: Any = "black" if is_exact(p.method) else "0.6"
         else:
-            color = palette(COLORS(min(max(p.error, COLORS.vmin), COLORS.vmax)))
+            color = palette(COLORS(p.error))
         marker = "s" if isinstance(p.method, Baseline) else "o"
         face = color if p.measured else "none"
         axis.scatter(

@@ -6,11 +6,12 @@ more than a card does in an hour, so the most useful cases come first and each s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.cases import FULL_SIZE, KEY_STRATEGIES, STRATEGIES, SWEEP, Case, Method, baselines, measurable
 from chopgrad import Chop, Full
@@ -60,6 +61,15 @@ class Selection:
         for count in self.frames:
             if count < 1 or count % 4 != 1:
                 raise ValueError(f"--frames must be 1 + a multiple of 4, got {count}.")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Selection:
+        options = json.loads(text)
+        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        return cls(**chosen)
 
     @property
     def known_vaes(self) -> list[str]:

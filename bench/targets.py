@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.predicted_memory import CASES, FOLDER, GIB, TARGETS_GIB, Row, least_exact, predictions
 from bench.cases import Case, is_exact, label
 from bench.flatness import flatness, flatness_predicted
+from bench.published import CASES, FOLDER, GIB, TARGETS_GIB, Row, least_exact, predictions
 from bench.results import Results, as_bytes, groups_of_videos
 from bench.verdict import Verdict, judge, missing
 from chopgrad import Chop, Exact, Full, Strategy

@@ -6,7 +6,6 @@ the result. Nothing is timed before the gradients of its VAE have been checked.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import replace
@@ -25,8 +24,7 @@ from suite.bootstrap import mean_interval
 from suite.pairwise import pairwise_gradients, truncated
 from suite.records import provenance, write_record
 
-OPTIONS = json.loads(os.environ.get("CHOPGRAD_BENCH_SELECTION", "{}"))
-SELECTION = Selection(**{k: tuple(v) if isinstance(v, list) else v for k, v in OPTIONS.items()})
+SELECTION = Selection.from_json(os.environ.get("CHOPGRAD_BENCH_SELECTION", "{}"))
 STAGE = int(os.environ.get("CHOPGRAD_BENCH_STAGE", "0"))
 ROUNDS = int(os.environ.get("CHOPGRAD_BENCH_ROUNDS", "3"))
 RESULTS = Path(os.environ.get("CHOPGRAD_BENCH_RESULTS", "results"))
