@@ -12,11 +12,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 import tyro
@@ -27,13 +28,14 @@ from bench.cases import Case, measurable, videos
 from bench.error import measure_errors
 from bench.figures import curves
 from bench.frontier import frontier
-from bench.memory import Work, keep, peak
+from bench.memory import keep, peak
 from bench.predict import predict
 from bench.report import report
 from bench.selection import Selection, has_error, is_predicted, is_timed, stages
 from suite.records import ROOT, provenance
 from suite.vaes import EMBEDDED
 
+Item = TypeVar("Item")
 Phase = Literal["bias", "error", "memory", "time", "predict"]
 
 
@@ -74,24 +76,28 @@ def main(config: Config) -> None:
     if "bias" in config.phases and not config.full:
         bias(config)
     everything = [case for stage in todo for case in stage]
+    at_once = 1 if made_by["cuda"] else os.cpu_count() or 1  # memory and errors on a CPU do not disturb each other
     if "error" in config.phases:
         compared = [c for c in everything if has_error(c)]
-        for video in track(videos(compared), description="gradient error", console=Console(stderr=True)):
-            if time.time() < deadline:
-                measure_errors([c for c in compared if c.video == video], config.out / "gradient_error", made_by)
+        together = [[c for c in compared if c.video == video] for video in videos(compared)]
+
+        def error(same_video: list[Case]) -> None:
+            measure_errors(same_video, config.out / "gradient_error", made_by)
+
+        in_parallel(error, together, at_once, deadline, "gradient error")
     for number, stage in enumerate(todo):
         if "memory" in config.phases:
-            at_once = 1 if made_by["cuda"] else os.cpu_count() or 1
             measured = [c for c in stage if measurable(c)]
-            in_parallel(peak, measured, config.out / "memory", made_by, at_once, deadline, "peak memory")
+            memory = partial(keep, peak, folder=config.out / "memory", made_by=made_by)
+            in_parallel(memory, measured, at_once, deadline, "peak memory")
         if "time" in config.phases and any(is_timed(c) and measurable(c) for c in stage) and time.time() < deadline:
             measure_time(config, number, made_by["command"], deadline)
     if "predict" in config.phases:
         # Full size: only beside what was measured. A card waits for no prediction that nobody compares.
         wanted = [c for c in everything if is_predicted(c)]
         wanted = [c for c in wanted if not config.full or (config.out / "memory" / f"{c.name}.json").exists()]
-        made_here = provenance("cpu")
-        in_parallel(predict, wanted, config.out / "prediction", made_here, os.cpu_count() or 1, deadline, "prediction")
+        prediction = partial(keep, predict, folder=config.out / "prediction", made_by=provenance("cpu"))
+        in_parallel(prediction, wanted, os.cpu_count() or 1, deadline, "prediction")
     name = f"bench-{'full-' if config.full else ''}{torch.device(config.device).type}"
     text = report(config.out, everything, name)
     (config.out / f"{name}.md").write_text(text)
@@ -130,22 +136,16 @@ def bias(config: Config) -> None:
 
 
 def in_parallel(
-    work: Work,
-    cases: Sequence[Case],
-    folder: Path,
-    made_by: dict[str, Any],
-    at_once: int,
-    deadline: float,
-    description: str,
+    work: Callable[[Item], object], items: Sequence[Item], at_once: int, deadline: float, description: str
 ) -> None:
-    """Every case in a fresh process, several at once where they do not disturb each other; none after the deadline."""
+    """Work that starts a fresh process for each item, several at once; no new one after the deadline."""
 
-    def one(case: Case) -> None:
+    def one(item: Item) -> None:
         if time.time() < deadline:
-            keep(work, case, folder, made_by)
+            work(item)
 
     with ThreadPoolExecutor(at_once) as pool:
-        jobs = [pool.submit(one, case) for case in cases]
+        jobs = [pool.submit(one, item) for item in items]
         try:
             for job in track(as_completed(jobs), description, total=len(jobs), console=Console(stderr=True)):
                 job.result()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from bench.baselines import Baseline, Part
 from bench.cases import Case, Method
-from bench.memory import finished
+from bench.memory import finished, in_fresh_process
 from bench.subject import Subject
 from chopgrad import Full
 from suite.bootstrap import mean_interval
@@ -31,26 +32,33 @@ AVERAGED = ("relative_error", "cosine", "best_scaled_error", "relative_error_sam
 
 
 def measure_errors(cases: Sequence[Case], folder: Path, made_by: dict[str, Any], crops: int = 2) -> None:
-    """One record per case. The cases share one video size and VAE; full back-propagation is done once per crop."""
+    """One record per case. The cases share one VAE and video size, and a process of their own."""
     if all(finished(folder / f"{c.name}.json", c, made_by) for c in cases):
         return
-    subject = Subject(cases[0].video)
+    found = in_fresh_process(partial(compare_all, cases, crops), cases[0])
+    for case in cases:
+        write_record(folder / f"{case.name}.json", case.settings(), found[case.name], made_by)
+
+
+def compare_all(cases: Sequence[Case], crops: int, first: Case) -> dict[str, Any]:
+    """Metrics by name of the case; full back-propagation is done once per crop."""
+    subject = Subject(first.video)
     samples: dict[Method, list[dict[str, Any]]] = {case.strategy: [] for case in cases}
     for path in find_clips(None):
         clip = to_unit(read_frames(path))
         for k in range(crops):
-            video, start = _crop(clip, cases[0], k)
+            video, start = _crop(clip, first, k)
             subject.show(video)
             reference = Reference(subject)
-            for case in cases:
-                sample = {"clip": path.name, "crop": k, "first_frame": start}
-                samples[case.strategy].append(sample | compare(subject, case.strategy, reference))
+            for method, found in samples.items():
+                found.append({"clip": path.name, "crop": k, "first_frame": start} | compare(subject, method, reference))
+    result: dict[str, Any] = {}
     for case in cases:
         found = samples[case.strategy]
         clips = [s["clip"] for s in found]
-        metrics: dict[str, Any] = {name: list(mean_interval([s[name] for s in found], clips)) for name in AVERAGED}
-        metrics |= {"frames_compared": found[0]["frames_compared"], "samples": found}
-        write_record(folder / f"{case.name}.json", case.settings(), metrics, made_by)
+        means = {name: list(mean_interval([s[name] for s in found], clips)) for name in AVERAGED}
+        result[case.name] = {**means, "frames_compared": found[0]["frames_compared"], "samples": found}
+    return result
 
 
 class Reference:

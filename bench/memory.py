@@ -19,7 +19,7 @@ from suite.records import read_record, write_record
 
 # The server imports everything once; each case runs in a fresh fork of it, in which CUDA was never initialised.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["bench.memory", "bench.predict"])
+_PROCESSES.set_forkserver_preload(["bench.memory", "bench.predict", "bench.error"])
 
 Work = Callable[[Case], dict[str, Any]]
 
