@@ -15,7 +15,7 @@ from chopgrad import Chop, Full
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 MARKERS = "osD^v<>PX*"
 NAN = float("nan")
@@ -57,7 +57,7 @@ def _against_frames(axis: Any, results: Results, video: Case, unit: int, name: s
         axis.plot(x, [full.bytes / unit * n / frames[-1] for n in x], ":", color="0.5", label="in proportion to frames")
     axis.set(xscale="log", xlabel="frames", title=_title(video))
     axis.set_xticks(frames, [str(n) for n in frames])
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     if axis.lines:
         axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _memory_axis(axis, name)

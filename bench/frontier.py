@@ -73,7 +73,7 @@ def frontier(folder: Path, cases: Sequence[Case], path: Path) -> None:
             chosen.append((video, at[video]))
     fig, axes = plt.subplots(max(1, len(chosen)), 1, figsize=(13, 7 * max(1, len(chosen))), squeeze=False)
     fig.subplots_adjust(
-        left=0.07, right=0.62, top=1 - 0.9 / fig.get_figheight(), bottom=0.6 / fig.get_figheight(), hspace=0.22
+        left=0.07, right=0.62, top=1 - 0.9 / fig.get_figheight(), bottom=1.3 / fig.get_figheight(), hspace=0.32
     )
     for axis, (video, found) in zip(axes[:, 0], chosen, strict=False):
         _panel(axis, video, found)
@@ -116,24 +116,24 @@ def _panel(axis: Any, video: Case, found: list[Point]) -> None:
     axis.grid(alpha=0.3)
     axis.scatter([], [], marker="o", color="0.4", label="strategy (hollow: memory predicted, transfers not timed)")
     axis.scatter([], [], marker="s", color="0.4", label="baseline")
-    axis.legend(fontsize=8, loc="upper left")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.01, -0.09), ncols=2, frameon=False)
     _labels(axis, found, unit)
     if video.vae in ARCHITECTURE and any(p.error is not None for p in found):
         scale = plt.cm.ScalarMappable(COLORS, palette)
-        place = axis.inset_axes((0.66, 0.93, 0.3, 0.025))
+        place = axis.inset_axes((1.06, -0.12, 0.4, 0.025))
         bar = axis.figure.colorbar(scale, cax=place, orientation="horizontal", extend="both")
         bar.set_label("relative gradient error", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     else:
         note = "black: exact by construction; grey: truncated, or another decode,\nerror n/a (random weights)"
-        axis.text(0.98, 0.95, note, transform=axis.transAxes, ha="right", va="top", fontsize=8)
+        axis.text(1.06, -0.09, note, transform=axis.transAxes, ha="left", va="top", fontsize=8)
 
 
 def _labels(axis: Any, found: list[Point], unit: int) -> None:
     """One column beside the panel, in the order of memory, each with a thin line to its point: nothing overlaps."""
     ordered = sorted(found, key=lambda p: (p.memory, -p.time))
     for k, p in enumerate(ordered):
-        error = "" if p.error is None else f"  (error {p.error:.2f})" if p.error >= 0.005 else "  (exact)"
+        error = "  (exact)" if is_exact(p.method) else "" if p.error is None else f"  (error {p.error:.2f})"
         height = (k + 0.5) / len(ordered)
         axis.annotate(
             f"{label(p.method)}{error}",
@@ -142,6 +142,6 @@ def _labels(axis: Any, found: list[Point], unit: int) -> None:
             textcoords="axes fraction",
             fontsize=8.5,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.7, "shrinkA": 0, "shrinkB": 5},
+            arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.7, "shrinkA": 0, "shrinkB": 5, "relpos": (0, 0.5)},
             annotation_clip=False,
         )

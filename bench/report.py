@@ -30,8 +30,9 @@ def report(folder: Path, cases: Sequence[Case], name: str) -> str:
     lines = ["# Peak memory, time and gradient error of gradient strategies", ""]
     lines += [_made_by(list(results.records.values())), "", EXPLANATION.rstrip()]
     if any(uses_host(c.strategy) and c.device == "cpu" for c in cases):
-        lines += ["On a CPU there is nowhere to offload to: of strategies that do, memory is predicted and time is not"]
-        lines += ["measured."]
+        lines += [
+            "On a CPU there is nowhere to offload to: memory of what does is predicted, its time is not measured."
+        ]
     lines += ["", f"![Curves]({name}.png)", "", f"![Frontier]({name}-frontier.png)"]
     lines += ["", "## Targets", "", markdown_table(["target", "verdict", "numbers", "from"], targets(results))]
     lines += ["", _accuracy(results)]
@@ -82,7 +83,8 @@ def _section(results: Results, video: Case) -> list[str]:
         columns.setdefault("p/m", []).append(" to ".join(sorted(spread)))
     shown = {k: v for k, v in columns.items() if any(v)}
     lines.append(markdown_table(list(shown), list(zip(*shown.values(), strict=True))))
-    lines += [f"\n{sentence}" for sentence in refusals(video.vae, video.height, video.width)]
+    if any(isinstance(method, Baseline) for method in methods_of(results.cases, video)):
+        lines += [f"\n{sentence}" for sentence in refusals(video.vae, video.height, video.width)]
     compared = [
         c
         for c in results.cases

@@ -163,9 +163,9 @@ def time(mean, reference="Full()"):
 
 
 def test_the_report_shows_what_is_there_and_what_is_missing(tmp_path):
-    methods = (Full(), Chop(1), Exact(offload=True))
+    methods = (Full(), Chop(1), Exact(offload=True), FirstLatents())
     chosen = [Case("wan2.1", n, 32, 32, m) for n in (9, 17) for m in methods]
-    _, chop, offload, _, longer, _ = chosen
+    _, chop, offload, _, _, longer, _, _ = chosen
     write(tmp_path, "memory", chop, memory(3))
     write(tmp_path, "prediction", chop, prediction(3.3))
     write(tmp_path, "time", chop, time(1.5))
