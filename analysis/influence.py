@@ -148,7 +148,7 @@ def _largest_singular_value(
     operator = LinearOperator((x.numel(), z.numel()), matvec=forward, rmatvec=backward, dtype=kind)
     tall = x.numel() >= z.numel()  # svds starts on the smaller side
     try:
-        u, s, vt = svds(operator, k=1, ncv=5, tol=tolerance, v0=begin.astype(kind) if tall else forward(begin), rng=rng)
+        _, s, vt = svds(operator, k=1, ncv=5, tol=tolerance, v0=begin.astype(kind) if tall else forward(begin), rng=rng)
     except ArpackNoConvergence as error:
         raise RuntimeError(f"The operator norm did not converge to a tolerance of {tolerance}: raise it.") from error
     return float(s[0]), vt[0].astype(np.float64)

@@ -1,6 +1,6 @@
 """Recurrences with exact answers: what every estimator and every bound is checked on before it sees a decoder.
 
-Each toy is a ``CausalDecoder`` with one latent and one frame per group, both plain vectors ([batch, channels, 1, 1, 1]),
+Each toy is a ``CausalDecoder`` with one latent and one frame a group, both plain vectors ([batch, channels, 1, 1, 1]),
 so the library's ``frame_loss`` and every estimator of ``analysis/`` run on it unchanged. ``jacobian`` gives
 J_ij = dx_i/dz_j (arXiv 2603.17812, Sec. 3.2) in closed form, without automatic differentiation.
 """
