@@ -86,13 +86,13 @@ def frobenius_norm(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def operator_norms(
-    decoder: CausalDecoder, latents: Tensor, pairs: Sequence[tuple[int, int]], tolerance: float = 1e-2, seed: int = 0
+    decoder: CausalDecoder, latents: Tensor, pairs: Sequence[tuple[int, int]], tolerance: float = 0.1, seed: int = 0
 ) -> dict[tuple[int, int], float]:
     """||J_ij||_2 for pairs (i, j) with j <= i.
 
-    ``tolerance`` bounds the relative residual of the eigenvalue ||J_ij||^2. A Krylov method approaches from below, so
-    the norm is never overestimated by more than rounding, and by less than the tolerance underestimated unless the
-    random start misses the leading direction. Small Jacobians are computed whole.
+    ``tolerance`` bounds the relative residual of the eigenvalue ||J_ij||^2. A Krylov method approaches from below, and
+    its error is of the order of the residual's square, so 0.1 gives the norm to some parts in a thousand (the tests
+    compare with whole Jacobians). Small Jacobians are computed whole.
 
     Cost: for each pair some five to ten products with J and J^T, each through i - j + 1 groups.
 
