@@ -90,9 +90,9 @@ def operator_norms(
 ) -> dict[tuple[int, int], float]:
     """||J_ij||_2 for pairs (i, j) with j <= i.
 
-    ``tolerance`` bounds the relative residual of the eigenvalue ||J_ij||^2. A Krylov method approaches from below, and
-    its error is of the order of the residual's square, so 0.1 gives the norm to some parts in a thousand (the tests
-    compare with whole Jacobians). Small Jacobians are computed whole.
+    The square of ``tolerance`` bounds the relative residual of the eigenvalue ||J_ij||^2. A Krylov method approaches
+    from below, and its error is of the order of the residual's square, so 0.1 gives the norm to some parts in a
+    thousand (the tests compare with whole Jacobians). Small Jacobians are computed whole.
 
     Cost: for each pair some five to ten products with J and J^T, each through i - j + 1 groups.
 
@@ -170,6 +170,8 @@ def dense_jacobian(x: Tensor, z: Tensor) -> Tensor:
 
 def _transposed(x: Tensor, zs: Sequence[Tensor], u: Tensor, create_graph: bool = False) -> list[Tensor]:
     """J^T u for each z; zeros where x does not depend on it."""
+    if not x.requires_grad:
+        return [torch.zeros_like(z) for z in zs]
     gradients = torch.autograd.grad(x, zs, u, retain_graph=True, create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(z) if g is None else g for z, g in zip(zs, gradients, strict=True)]
 
