@@ -134,12 +134,12 @@ def _largest_singular_value(
     kind = np.float64 if x.dtype == torch.float64 else np.float32
 
     def forward(v: np.ndarray) -> np.ndarray:
-        v = torch.from_numpy(v.astype(kind)).view_as(z).to(z)
-        return torch.autograd.grad(pulled, dual, v, retain_graph=True)[0].flatten().cpu().numpy()
+        tangent = torch.from_numpy(v.astype(kind)).view_as(z).to(z)
+        return torch.autograd.grad(pulled, dual, tangent, retain_graph=True)[0].flatten().cpu().numpy()
 
     def backward(u: np.ndarray) -> np.ndarray:
-        u = torch.from_numpy(u.astype(kind)).view_as(x).to(x)
-        return _transposed(x, [z], u)[0].flatten().cpu().numpy()
+        adjoint = torch.from_numpy(u.astype(kind)).view_as(x).to(x)
+        return _transposed(x, [z], adjoint)[0].flatten().cpu().numpy()
 
     # Some of a random direction always stays in the start, or a direction that it lacks could never be found.
     random = rng.standard_normal(z.numel())

@@ -56,13 +56,14 @@ def untrained(vae: Any, seed: int = 0) -> Any:
 def published_wan(seed: int = 0) -> Any:
     """The published Wan 2.1 decoder's blocks (two residual blocks a level), narrow: width does not change R."""
     torch.manual_seed(seed)
-    return AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 2, 4, 4], num_res_blocks=2).double().eval()
+    vae: Any = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 2, 4, 4], num_res_blocks=2)
+    return vae.double().eval()
 
 
 def published_cogvideox(seed: int = 0) -> Any:
     """The published CogVideoX decoder's blocks (three layers a level), narrow."""
     torch.manual_seed(seed)
-    vae = AutoencoderKLCogVideoX(
+    vae: Any = AutoencoderKLCogVideoX(
         block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=3, norm_num_groups=2
     )
     return vae.double().eval()
@@ -169,7 +170,7 @@ def measure(config: Config) -> Record:
         latent_frames = latents_for_groups(decoder, GROUPS)
         sizes = reach(decoder, latent_frames)
         found = receptive_field(sizes)
-        row = {
+        row: dict[str, Any] = {
             "decoder": name,
             "receptive_field_groups": found,
             "predicted_groups": predicted_receptive_field(decoder),

@@ -126,12 +126,12 @@ class FiniteMemory(Toy):
     def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
         layers, taps = self.vae["kernels"].shape
         x = z.flatten(1)
-        state = state or [[torch.zeros_like(x)] * (taps - 1)] * layers
+        state = state or [x.new_zeros(taps - 1, *x.shape)] * layers
         after = []
         for kernel, cache in zip(self.vae["kernels"], state, strict=True):
-            seen = [x, *cache]
+            seen = torch.cat([x[None], cache])  # newest first
             after.append(seen[:-1])
-            x = sum(w * y for w, y in zip(kernel, seen, strict=True))
+            x = torch.einsum("k,k...->...", kernel, seen)
         return x[:, :, None, None, None], after
 
     def jacobian(self, latents: Tensor, i: int, j: int) -> Tensor:
