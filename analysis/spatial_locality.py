@@ -39,7 +39,7 @@ class Config:
     """Settings of the measurement of spatial locality."""
 
     full: bool = False
-    """More crops, frames and probes."""
+    """More probes."""
     vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
     """Embedded decoders, folders written by save_pretrained, or hub ids."""
     clips: Path | None = None
@@ -49,11 +49,11 @@ class Config:
 
     @property
     def crops(self) -> Crops:
-        return Crops(self.clips, count=3 if self.full else 2, frames=17 if self.full else 9, size=(128, 128))
+        return Crops(self.clips, count=2, frames=9, size=(128, 128))
 
     @property
     def probes(self) -> int:
-        return 6 if self.full else 2
+        return 4 if self.full else 2
 
 
 def energy_by_distance(decoder: CausalDecoder, latents: Tensor, probes: int, seed: int = 0) -> list[float]:

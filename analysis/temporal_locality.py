@@ -55,17 +55,19 @@ class Config:
 
     @property
     def crops(self) -> Crops:
-        if self.full:
-            return Crops(self.clips, count=3, frames=97, size=(64, 64))
+        return Crops(self.clips, count=2, frames=97, size=(64, 64)) if self.full else self.small_crops
+
+    @property
+    def small_crops(self) -> Crops:
+        """Of the small settings, and of snapshots, of which there are many."""
         return Crops(self.clips, count=2, frames=65, size=(32, 32))
 
     @property
     def probes(self) -> int:
         return 3 if self.full else 2
 
-    @property
-    def operator_distances(self) -> tuple[int, ...]:
-        return (0, 1, 2, 4) if self.full else (0, 1, 2)
+
+OPERATOR_DISTANCES = (0, 1, 2)
 
 
 def influences(decoder: CausalDecoder, latents: Tensor, probes: int, distances: tuple[int, ...]) -> dict[str, Any]:
@@ -223,25 +225,27 @@ def measure(config: Config) -> list[Record]:
     shared = {"full": config.full, "probes": config.probes}
     records = []
 
-    def run(label: str, vae: tuple[str, Any], distances: tuple[int, ...]) -> tuple[Record, dict[str, Any]]:
+    def run(
+        label: str, vae: tuple[str, Any], distances: tuple[int, ...], crops: Crops
+    ) -> tuple[Record, dict[str, Any]]:
         path = out / f"temporal_locality-{label}.json"
         settings = {**shared, "operator_distances": list(distances)}
-        record = measure_crops(
-            path, vae, config.crops, lambda d, z, _: influences(d, z, config.probes, distances), settings
-        )
+        record = measure_crops(path, vae, crops, lambda d, z, _: influences(d, z, config.probes, distances), settings)
         return record, summarise(record.metrics["samples"])
 
     for source in config.vaes:
         name = short_name(source)
         model = load_vae(source)
-        young, young_fit = run(f"{name}-untrained", (f"{name}, random weights", untrained(model)), ())
+        young, young_fit = run(f"{name}-untrained", (f"{name}, random weights", untrained(model)), (), config.crops)
         _rewrite(young, young_fit, [])
-        trained, trained_fit = run(name, (source, model), config.operator_distances)
+        trained, trained_fit = run(name, (source, model), OPERATOR_DISTANCES, config.crops)
         records.append(_rewrite(trained, trained_fit, claims(name, trained_fit, young_fit)))
     course: dict[int, dict[str, Any]] = {}
     for folder in _snapshots(config.snapshots):
         label = f"snapshot-{folder.name}"
-        record, course[_step(folder)] = run(label, (f"snapshot {folder.name}", load_vae(str(folder))), ())
+        record, course[_step(folder)] = run(
+            label, (f"snapshot {folder.name}", load_vae(str(folder))), (), config.small_crops
+        )
         last = folder == _snapshots(config.snapshots)[-1]
         records.append(_rewrite(record, course[_step(folder)], [course_claim(course)] if last else []))
     return records

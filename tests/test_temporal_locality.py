@@ -98,7 +98,7 @@ def test_the_shape_of_a_measurement():
 
 
 def main(source, out, monkeypatch, **changes):
-    monkeypatch.setattr(temporal_locality.Config, "crops", Crops(source / "clips", 2, 9, (8, 8)))
+    monkeypatch.setattr(temporal_locality.Config, "small_crops", Crops(source / "clips", 2, 9, (8, 8)))
     config = temporal_locality.Config(vaes=(str(source / "vae"),), clips=source / "clips", out=out, **changes)
     temporal_locality.main(config)
     return config
