@@ -86,6 +86,10 @@ def test_rules_are_minimal():
         assert paper_rule(c, alpha, eps) == np.flatnonzero(c * np.exp(-alpha * d) <= eps * (1 + 1e-9))[0]
     assert smallest_enough(np.array([3.0, 1.0, 2.0, 0.5, 0.0]), 1.0) == 3  # 1.0 is enough, but the next is not
     assert smallest_enough(np.array([0.5, 0.0]), 1.0) == 0
+    known = [
+        Case(np.ones(4), np.ones(4), np.ones(4), np.array(e), 10.0) for e in ([4.0, 0.9, 0.1, 0], [2.0, 1.2, 1.0, 0])
+    ]
+    assert [error_bound.measured_rule(known, t) for t in (0.5, 0.11, 0.1, 0.05)] == [1, 3, 3, 4]
 
 
 def test_when_the_papers_rule_is_safe():
@@ -137,13 +141,13 @@ def as_sample(clip, crop, **changes):
 
 def test_verdicts():
     good = summarise([as_sample(c, k, rho=0.6, cancel=0.9) for c in "ab" for k in (0, 1)], ["mse"], 10**5)
-    assert [c.verdict for c in claims("x", good)] == ["holds", "holds", "holds with correction"]
+    assert [c.verdict for c in claims("x", good)] == ["holds", "holds", "holds with correction", "holds"]
     assert good["constants"][0]["alpha_per_group"] == pytest.approx(-math.log(0.6))
     bad = summarise([as_sample(c, k, rho=0.6, cancel=1.1) for c in "ab" for k in (0, 1)], ["mse"], 10**5)
     assert claims("x", bad)[0].verdict == "fails"
     # A clip that decays more slowly than those its constants came from.
     mixed = summarise([as_sample("a", 0, rho=0.3), as_sample("b", 0, rho=0.8)], ["mse"], 10**5)
-    assert [c.verdict for c in claims("x", mixed)] == ["holds", "fails", "fails"]
+    assert [c.verdict for c in claims("x", mixed)] == ["holds", "fails", "fails", "fails"]
 
 
 def test_records_of_a_run(folder, tmp_path, monkeypatch):  # noqa: F811
