@@ -286,10 +286,11 @@ def summarise(samples: list[dict[str, Any]], losses: list[str], elements: int) -
 
 def cases_of(sample: dict[str, Any]) -> list[list[Case]]:
     """The cases of a sample as they were measured."""
-    return [
-        [Case(**{k: np.array(v) if isinstance(v, list) else v for k, v in case.items()}) for case in of_loss]
-        for of_loss in sample["cases"]
-    ]
+
+    def case(fields: dict[str, Any]) -> Case:
+        return Case(**{k: np.array(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+    return [[case(fields) for fields in of_loss] for of_loss in sample["cases"]]
 
 
 def claims(name: str, summary: dict[str, Any]) -> list[Claim]:

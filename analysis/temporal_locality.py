@@ -318,8 +318,8 @@ def figure(folder: Path, names: list[str], snapshots: list[Path], path: Path) ->
         axis = axes[0, -1]
         for k, step in enumerate(steps):
             d, mean, _, _ = _curve_of(read_record(step))
-            color = plt.get_cmap("viridis")(k / max(1, len(steps) - 1))
-            axis.plot(d, mean / mean[0], "o-", markersize=3, color=color, label=f"step {int(step.stem.split('-')[-1])}")
+            shade = plt.get_cmap("viridis")(k / max(1, len(steps) - 1))
+            axis.plot(d, mean / mean[0], "o-", markersize=3, color=shade, label=f"step {int(step.stem.split('-')[-1])}")
         axis.set_yscale("log")
         axis.set_xlabel("temporal distance $D(i,j)$ (frame groups)")
         axis.set_ylabel("influence relative to distance 0")

@@ -140,7 +140,7 @@ def as_sample(clip, crop, **changes):
 
 
 def test_verdicts():
-    good = summarise([as_sample(c, k, rho=0.6, cancel=0.9) for c in "ab" for k in (0, 1)], ["mse"], 10**5)
+    good = summarise([as_sample(c, k, rho=0.6, cancel=0.3) for c in "ab" for k in (0, 1)], ["mse"], 10**5)
     assert [c.verdict for c in claims("x", good)] == ["holds", "holds", "holds with correction", "holds"]
     assert good["constants"][0]["alpha_per_group"] == pytest.approx(-math.log(0.6))
     bad = summarise([as_sample(c, k, rho=0.6, cancel=1.1) for c in "ab" for k in (0, 1)], ["mse"], 10**5)
