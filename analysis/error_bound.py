@@ -288,7 +288,8 @@ def cases_of(sample: dict[str, Any]) -> list[list[Case]]:
     """The cases of a sample as they were measured."""
 
     def case(fields: dict[str, Any]) -> Case:
-        return Case(**{k: np.array(v) if isinstance(v, list) else v for k, v in fields.items()})
+        arrays: dict[str, Any] = {k: np.array(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return Case(**arrays)
 
     return [[case(fields) for fields in of_loss] for of_loss in sample["cases"]]
 

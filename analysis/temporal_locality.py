@@ -326,7 +326,8 @@ def figure(folder: Path, names: list[str], snapshots: list[Path], path: Path) ->
         axis.set_title("in the course of a short training run")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    fig.suptitle("Influence of a latent on the frames of later groups, mean over real crops and 95 % interval")
+    title = "Influence of a latent on the frames of later groups,\nmean over real crops and 95 % interval"
+    fig.suptitle(title if len(axes[0]) == 1 else title.replace("\n", " "))
     fig.tight_layout()
     fig.savefig(path, dpi=130)
     plt.close(fig)
