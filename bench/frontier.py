@@ -43,7 +43,7 @@ def points(results: Results, video: Case) -> list[Point]:
         if case.video != video:
             continue
         peak, ratio = results.peak(case), results.time(case)
-        stand_in = ON_HOST.get(case.strategy)  # type: ignore[arg-type]
+        stand_in = ON_HOST.get(case.strategy)
         measured = ratio is not None and peak is not None and peak.kind == "measured"
         if ratio is None and stand_in is not None:
             ratio = results.time(replace(case, strategy=stand_in))
