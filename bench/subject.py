@@ -57,10 +57,10 @@ class Subject:
         if isinstance(method, Baseline):
             loss, (gradient, *_) = differentiate(method, self.decoder, leaf, self.target, self.loss_fn, parameters)
             return loss, gradient
-        decoder, strategy = self.decoder, method
+        decoder = self.decoder
         if isinstance(method, Inside):
-            decoder, strategy = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint), method.strategy
-        loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, strategy)
+            decoder, method = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint), method.strategy
+        loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])
         return loss.detach(), gradient
 
