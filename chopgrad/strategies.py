@@ -16,9 +16,11 @@ strategy                             gradient               forwards + backwards
 ``Exact(offload=True)``              exact                  2 + 1                       A + c, T c on the host
 ``Exact(offload=True, pieces=True)`` exact                  3 + 1                       a, T c on the host
 ``Exact(..., every=k)``              exact                  1 forward more              T c becomes (T/k + k) c
+``Sampled(K, strategy)``             unbiased for it        fewer                       that of the strategy
 ===================================  =====================  ==========================  ===========================
 
-At 480x832 in bfloat16 the Wan 2.1 decoder has A = 15 GiB, c = 1.8 GiB and a = 8 GiB.
+At 480x832 in bfloat16 the Wan 2.1 decoder has A = 15 GiB, c = 1.8 GiB and a = 6 GiB. ``decoder_for(vae, checkpoint=...)``
+lowers A and a. ``chopgrad.Adaptive(tolerance)`` is ``Chop`` with a distance chosen while training runs.
 
 Every strategy is read by the one engine (``chopgrad.engine``) as the same few settings.
 """

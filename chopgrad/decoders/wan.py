@@ -129,6 +129,8 @@ def _upsample_time(upsampler: Any, features: Features, cached: Any) -> tuple[Fea
     if cached is None:
         return features, "Rep"
     x, kept = _convolve(upsampler.time_conv, x, cached if isinstance(cached, Tensor) else None)
+    if kept.shape[2] < CACHED_FRAMES:
+        kept = torch.cat([torch.zeros_like(kept), kept], dim=2)  # as from now on, so that all later groups are alike
     even, odd = x.chunk(2, dim=1)
     return (torch.stack([even, odd], dim=3).flatten(2, 3), *rest), kept
 
