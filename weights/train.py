@@ -185,6 +185,19 @@ def psnr(mse: float) -> float:
     return 10 * math.log10(4 / mse)
 
 
+def learning_rate(config: Config, step: int) -> tuple[float, float]:
+    """(learning rate of a step, share of its phase that is done): 100 steps of warm-up, constant, then half a cosine.
+
+    It does not depend on the length of the phase before it falls: until then a run may be resumed with more steps.
+    """
+    images = step < config.image_steps
+    steps, within = (config.image_steps, step) if images else (config.clip_steps, step - config.image_steps)
+    done = within / steps
+    decayed = max(0.0, 1 - (1 - done) / config.decay_share)
+    fall = 0.02 + 0.98 * (1 + math.cos(math.pi * decayed)) / 2
+    return (config.image_lr if images else config.clip_lr) * min(1.0, (within + 1) / 100) * fall, done
+
+
 def train(config: Config) -> Path:
     """Train, or go on with, one model; returns the folder of the finished model."""
     if config.clip_frames % 8 != 1:
@@ -250,11 +263,7 @@ def train(config: Config) -> Path:
         snapshot()
         while step < total:
             images = step < config.image_steps
-            done = step / config.image_steps if images else (step - config.image_steps) / config.clip_steps
-            warmup = min(1.0, (step + 1 if images else step + 1 - config.image_steps) / 100)
-            decayed = max(0.0, 1 - (1 - done) / config.decay_share)
-            fall = 0.02 + 0.98 * (1 + math.cos(math.pi * decayed)) / 2
-            lr = (config.image_lr if images else config.clip_lr) * warmup * fall
+            lr, done = learning_rate(config, step)
             for optimizer in steppers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
