@@ -108,7 +108,7 @@ def training_curve(folder: Path) -> None:
                 x, y = [hours + r[3] / 3600 for r in part], [r[1] for r in part]
                 axis.plot(x, y, color=color, linewidth=1, label=phase if k == 0 else None)
         hours += one["train_seconds"] / 3600
-    axis.set(xlabel="hours on one CPU core", ylabel="PSNR of training samples (dB)", title=folder.name)
+    axis.set(xlabel="hours (one CPU thread)", ylabel="PSNR of training samples (dB)", title=folder.name)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
     fig.savefig(folder / "training.png", dpi=120)

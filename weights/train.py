@@ -27,10 +27,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import chopgrad
 from suite.clips import TRAINING_CLIPS, packaged_clip, read_frames, to_unit
 from suite.motion import moving_clip, photographs
+from weights.optimizers import optimizers
+from weights.widen import widened
 
 HERE = Path(__file__).parent
 
@@ -54,6 +57,17 @@ class Config:
     image_lr: float = 1e-3
     clip_lr: float = 5e-4
     kl_weight: float = 1e-7
+    error: Literal["squared", "log"] = "squared"
+    """Mean squared error, or its logarithm per sample (PSNR), in which grass and gravel weigh no more than a face."""
+    l1_weight: float = 0.2
+    """Weight of the mean absolute error beside the mean squared error."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon orthogonalises the steps of convolution kernels; the rest stays with AdamW. One learning rate for both."""
+    decay_share: float = 1.0
+    """Last share of a phase in which the learning rate falls (half a cosine); it is constant before."""
+    ema_decay: float = 0.0
+    """Average the weights over about 1 / (1 - decay) steps, and write that average (0: the last weights)."""
+    latent_channels: int = 32
     real_share: float = 0.5
     """Share of training samples from real video; the rest is generated motion over photographs."""
     seed: int = 0
@@ -64,7 +78,8 @@ class Config:
     """CPU threads (0: PyTorch's default)."""
     checkpoint_every_seconds: float = 60.0
     start: Path | None = None
-    """Finished model to go on from instead of random weights (its own record is kept in the new one)."""
+    """Finished model to go on from instead of random weights; it may have fewer latent channels. Its own record is kept
+    in the new one."""
     snapshot_steps: tuple[int, ...] = ()
     """Optimiser steps (0: before training) at which the model is kept, in float32, in <run>/snapshots/step-<step>."""
     run: Path | None = None
@@ -73,15 +88,15 @@ class Config:
     """Folder the finished model is written to (default: weights/tiny-<model>)."""
 
 
-def build(model: str) -> Any:
+def build(model: str, latent_channels: int) -> Any:
     """The untrained narrow model: temporal factor 4 and spatial factor 8, as the full-size ones.
 
-    Twice their 16 latent channels, because so narrow a network cannot pack a picture as tightly.
+    It needs more than their 16 latent channels, because so narrow a network cannot pack a picture as tightly.
     """
     if model == "wan2.1":
-        return AutoencoderKLWan(base_dim=16, z_dim=32, dim_mult=[1, 2, 4, 5], num_res_blocks=1)
+        return AutoencoderKLWan(base_dim=16, z_dim=latent_channels, dim_mult=[1, 2, 4, 5], num_res_blocks=1)
     return AutoencoderKLCogVideoX(
-        block_out_channels=(16, 32, 48, 56), latent_channels=32, layers_per_block=1, norm_num_groups=8
+        block_out_channels=(16, 32, 48, 56), latent_channels=latent_channels, layers_per_block=1, norm_num_groups=8
     )
 
 
@@ -149,19 +164,38 @@ def single_frames_as_images() -> Iterator[None]:
         WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan, cog  # type: ignore
 
 
-def reconstruction_loss(vae: Any, clip: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+def reconstruction_loss(vae: Any, clip: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """(training loss, mean squared error) of the unclamped reconstruction."""
     posterior = vae.encode(clip).latent_dist
     decoded = chopgrad.decoder_for(vae, clamp=False).decode(posterior.sample())
     error = decoded - clip
-    mse = error.square().mean()
+    mse = error.square().mean((1, 2, 3, 4))
+    main = mse.log().mean() if config.error == "log" else mse.mean()
     # L1 keeps the gradient alive on the many nearly right pixels; KL only keeps the latents from drifting apart.
-    return mse + 0.2 * error.abs().mean() + kl_weight * posterior.kl().mean(), mse.detach()
+    return main + config.l1_weight * error.abs().mean() + config.kl_weight * posterior.kl().mean(), mse.mean().detach()
+
+
+def latents_of(vae: Any) -> int:
+    """Number of latent channels."""
+    return vae.config["z_dim" if "z_dim" in vae.config else "latent_channels"]
 
 
 def psnr(mse: float) -> float:
     """Peak signal-to-noise ratio in dB for values in [-1, 1]."""
     return 10 * math.log10(4 / mse)
+
+
+def learning_rate(config: Config, step: int) -> tuple[float, float]:
+    """(learning rate of a step, share of its phase that is done): 100 steps of warm-up, constant, then half a cosine.
+
+    It does not depend on the length of the phase before it falls: until then a run may be resumed with more steps.
+    """
+    images = step < config.image_steps
+    steps, within = (config.image_steps, step) if images else (config.clip_steps, step - config.image_steps)
+    done = within / steps
+    decayed = max(0.0, 1 - (1 - done) / config.decay_share)
+    fall = 0.02 + 0.98 * (1 + math.cos(math.pi * decayed)) / 2
+    return (config.image_lr if images else config.clip_lr) * min(1.0, (within + 1) / 100) * fall, done
 
 
 def train(config: Config) -> Path:
@@ -179,31 +213,37 @@ def train(config: Config) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    vae = build(config.model).to(device)
+    vae = build(config.model, config.latent_channels).to(device)
     earlier = None
     if config.start:
-        vae.load_state_dict({k: v.float() for k, v in type(vae).from_pretrained(config.start).state_dict().items()})
+        begun = type(vae).from_pretrained(config.start)
+        vae.load_state_dict(widened(begun.state_dict(), vae.state_dict(), (latents_of(begun), latents_of(vae))))
         earlier = json.loads((config.start / "training.json").read_text())
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.image_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    if config.mixed_precision:
+        for module in vae.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+    average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
+    steppers = optimizers(vae, config.optimizer, config.image_lr)
     step, seconds, log = 0, 0.0, []
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         vae.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(steppers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        if average:
+            average.load_state_dict(saved["average"])
         step, seconds, log = saved["step"], saved["seconds"], saved["log"]
         print(f"Resumed {config.model} at step {step}.")
-    if config.mixed_precision:
-        for module in vae.modules():
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
     diet = Diet(config)
     total = config.image_steps + config.clip_steps
 
     def save() -> None:
         state = {
             "model": vae.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in steppers],
+            "average": average and average.state_dict(),
             "step": step,
             "seconds": seconds,
             "log": log,
@@ -223,15 +263,10 @@ def train(config: Config) -> Path:
         snapshot()
         while step < total:
             images = step < config.image_steps
-            done = step / config.image_steps if images else (step - config.image_steps) / config.clip_steps
-            warmup = min(1.0, (step + 1 if images else step + 1 - config.image_steps) / 100)
-            lr = (
-                (config.image_lr if images else config.clip_lr)
-                * warmup
-                * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            lr, done = learning_rate(config, step)
+            for optimizer in steppers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
             if images:
                 clip = diet.batch(step, config.image_batch, 1)
             else:
@@ -239,11 +274,14 @@ def train(config: Config) -> Path:
                 clip = diet.batch(step, 1 if long else config.clip_batch, 17 if long else config.clip_frames)
             torch.manual_seed(config.seed * 1_000_003 + step)  # the posterior's noise
             with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision):
-                loss, mse = reconstruction_loss(vae, clip.to(device), config.kl_weight)
-            optimizer.zero_grad(set_to_none=True)
+                loss, mse = reconstruction_loss(vae, clip.to(device), config)
+            vae.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in steppers:
+                optimizer.step()
+            if average:
+                average.update_parameters(vae)
             running.append(mse.item())
             step += 1
             snapshot()
@@ -260,7 +298,7 @@ def train(config: Config) -> Path:
             if now - saved_at > config.checkpoint_every_seconds or step in (config.image_steps, total):
                 save()
                 saved_at = now
-    export(vae, diet, config, out, seconds, log, earlier)
+    export(average.module if average else vae, diet, config, out, seconds, log, earlier)
     return out
 
 
