@@ -41,8 +41,8 @@ class TaskSettings:
     Attributes:
         vae: ``wan2.1``, ``cogvideox``, a folder or a hub id.
         frames, size: frames, and height and width in pixels, of a clip.
-        blur, shrink, noise: the degradation: standard deviation of the blur in pixels, factor of the shrinking, standard
-            deviation of the noise (pixels lie in [-1, 1]).
+        blur, shrink, noise: the degradation: standard deviation of the blur in pixels, factor of the shrinking,
+            standard deviation of the noise (pixels lie in [-1, 1]).
         width, layers: inner width (a multiple of 32) and blocks of the backbone.
         warm_up_steps, warm_up_clips, warm_up_rate: Adam on the loss in latent space that makes the backbone which all
             measurements start from; pixel losses fine-tune in the paper too.
@@ -51,9 +51,9 @@ class TaskSettings:
     vae: str = "wan2.1"
     frames: int = 33
     size: int = 64
-    blur: float = 1.0
-    shrink: int = 2
-    noise: float = 0.05
+    blur: float = 1.5
+    shrink: int = 4
+    noise: float = 0.3
     width: int = 64
     layers: int = 2
     warm_up_steps: int = 300
@@ -225,7 +225,9 @@ class Restoration:
         for gradient in latent_gradients:
             adjoint = join_groups(gradient, self.groups)[None]
             parts = torch.autograd.grad(restored, parameters, adjoint, retain_graph=True, allow_unused=True)
-            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts)]))
+            rows.append(
+                torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts)])
+            )
         return torch.stack(rows)
 
 
