@@ -12,16 +12,19 @@ state and of its adjoint visit the device one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import ceil, isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
+from chopgrad.memory import available_bytes
+from chopgrad.offload import WaitingRoom, saved_on_host
 from chopgrad.strategies import Plan
 
 GroupLoss = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
@@ -30,7 +33,7 @@ GroupLoss = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
 Stage = Callable[[Features, Any], tuple[Features, Any]]
 Carry = list[Any]
 """What one group hands to the next: for each stage its slice of the state (the loss's is its context)."""
-Adjoint = list[list[Tensor | None]]
+Adjoint = list[Any]
 """For each stage the adjoints of its slice's leaves; None where there is none."""
 
 
@@ -65,7 +68,9 @@ class Sweep:
         latents: [batch, channels, latent_frames, h, w]; read, never written.
         latents_need_grad: whether the gradient of the latents is wanted.
         parameters: decoder parameters whose gradient is wanted.
-        seeds: weight of each group's loss in the total; the adjoint each sweep starts from.
+        seeds: weight of each group's loss in the total; the adjoint each sweep starts from. Groups after the last whose
+            weight is not zero are not decoded, and no graph is built where no such group is in reach.
+        first: first group whose gradient is wanted; the adjoint is cut there.
     """
 
     def __init__(
@@ -78,10 +83,16 @@ class Sweep:
         latents_need_grad: bool,
         parameters: Sequence[Tensor],
         seeds: Sequence[float],
+        first: int = 0,
     ) -> None:
-        self.decoder, self.groups, self.group_loss, self.plan = decoder, groups, group_loss, plan
+        self.scored = [i for i, seed in enumerate(seeds) if seed]
+        self.decoder, self.groups, self.group_loss = decoder, groups[: self.scored[-1] + 1], group_loss
         self.latents, self.latents_need_grad = latents, latents_need_grad
-        self.parameters, self.seeds = list(parameters), seeds
+        self.parameters, self.seeds, self.first, self.plan = list(parameters), seeds, first, plan
+        self.block = plan.block or len(self.groups) - first
+        self.every = plan.every or 1
+        self.room = WaitingRoom(latents.device, plan.offload and plan.recompute)
+        self.saved = WaitingRoom(latents.device, plan.offload and not plan.recompute)
 
     def values(self) -> list[Tensor]:
         """The loss of each group, without any gradient; memory of one state."""
@@ -92,8 +103,7 @@ class Sweep:
         return losses
 
     def gradients(self) -> Gradients:
-        count, plan = len(self.groups), self.plan
-        block = plan.block or count
+        count = len(self.groups)
         result = Gradients(
             losses=[],
             latents=torch.zeros_like(self.latents) if self.latents_need_grad else None,
@@ -101,26 +111,43 @@ class Sweep:
         )
         graphs: dict[int, Graph] = {}  # of whole groups, kept for a later backward pass
         carries: dict[int, Carry] = {0: self._initial_carry()}  # carries[i] enters group i; kept for recomputation
-        for a in range(0, count, block):
-            b = min(a + block, count)
-            end = min(b + plan.distance, count)
+        for a in range(self.first, count, self.block):
+            b = min(a + self.block, count)
+            end = min(b + self.plan.distance, count)
+            start = max((i for i in self.scored if a <= i < end), default=None)  # the sweep begins at the last loss
             for i in range(len(result.losses), end):
-                # When recomputing, the last group of the window is swept at once, so its graph is built right away.
-                keep_graph = not plan.recompute or (i == end - 1 and not plan.pieces)
+                # When recomputing, the group that is swept first is swept at once, so its graph is built right away.
+                keep_graph = self._in_reach(i) if not self.plan.recompute else i == start == end - 1 and self._whole
                 result.losses.append(self._advance(i, a, keep_graph, graphs, carries))
-            self._reverse(a, b, end, graphs, carries, result)
+            self.room.clear()
+            if start is not None:
+                self._reverse(a, b, start, graphs, carries, result)
         return result
+
+    @property
+    def _whole(self) -> bool:
+        return not self.plan.pieces
+
+    def _in_reach(self, i: int) -> bool:
+        """Whether a loss is swept back to group i for its own gradient (if not, then neither for an earlier one's)."""
+        if i < self.first:
+            return False
+        last = self.first + ((i - self.first) // self.block + 1) * self.block - 1 + self.plan.distance
+        return any(i <= j <= last for j in self.scored)
 
     def _advance(self, i: int, a: int, keep_graph: bool, graphs: dict[int, Graph], carries: dict[int, Carry]) -> Tensor:
         """Run group i, leave its outgoing carry (and its graph) for later, and return its loss."""
+        if i == 2 and self.plan.every is None:
+            self.every = self._affordable_every(carries[i])  # the first carry of full size
         # A state that is not kept is rebuilt from the last one that is, so only this group needed it.
-        kept = self.plan.recompute and (i - a) % self.plan.every == 0
+        kept = self.plan.recompute and self._in_reach(i) and (i == min(carries) or (i - a) % self.every == 0)
         carry_in = carries[i] if kept else carries.pop(i)
         if keep_graph:
             (stage,) = self._stages(i)
-            graphs[i] = graph = self._graph(stage, (self._latent(i),), self._fetch(carry_in[0]), self.latents_need_grad)
+            state = self.room.get(carry_in[0])
+            graphs[i] = graph = self._graph(stage, (self._latent(i),), state, self.latents_need_grad)
             loss = graph.outputs[0].detach()
-            carry = [self._stow(tree_unflatten([_detached(x) for x in graph.carry_out], graph.spec))]
+            carry = [self.room.put(tree_unflatten([_detached(x) for x in graph.carry_out], graph.spec))]
         else:
             loss, carry = self._forward(i, carry_in)
         if i + 1 < len(self.groups):
@@ -128,39 +155,42 @@ class Sweep:
         return loss
 
     def _reverse(
-        self, a: int, b: int, end: int, graphs: dict[int, Graph], carries: dict[int, Carry], result: Gradients
+        self, a: int, b: int, start: int, graphs: dict[int, Graph], carries: dict[int, Carry], result: Gradients
     ) -> None:
+        room = self.room
         adjoint: Adjoint | None = None
-        for i in range(end - 1, a - 1, -1):
+        for i in range(start, a - 1, -1):
             in_block, cut = i < b, i == a
-            if i in graphs:
-                carry: Carry = [None]
-            else:
-                carry = self._carry(i, carries)
+            carry: Carry = [None] if i in graphs else self._carry(i, carries)
             inputs = self._stage_inputs(i, carry)
+            if self._whole and not cut:
+                room.fetch(carries.get(i - 1))
             stages = self._stages(i)
             before: Adjoint = [[] for _ in stages]
             seeds: list[Tensor | None] = [self._seed(i)]
             for k in reversed(range(len(stages))):
-                features = self._fetch(inputs.pop())
+                features, state = room.get(inputs.pop()), room.get(carry[k])
+                after = room.get(adjoint[k]) if adjoint else []
+                if adjoint:
+                    adjoint[k] = []
+                if k:
+                    room.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
                 tracked = k > 0 or self.latents_need_grad
-                graph = graphs.pop(i, None) or self._graph(stages[k], features, self._fetch(carry[k]), tracked)
-                del features
+                graph = graphs.pop(i, None) or self._graph(stages[k], features, state, tracked)
+                del features, state
                 retain = not in_block and not self.plan.recompute
                 if retain:
                     graphs[i] = graph
-                after = self._fetch(adjoint[k]) if adjoint else []
-                if adjoint:
-                    adjoint[k] = []
                 is_latent = k == 0
                 seeds, before_k = self._pull(graph, seeds, after, is_latent, in_block, cut, retain, result)
                 if is_latent and in_block and result.latents is not None and seeds[0] is not None:
                     result.latents[:, :, self.groups[i].latents] = seeds[0]
-                before[k] = self._stow(before_k) if self.plan.pieces else before_k
+                before[k] = before_k if self._whole else room.put(before_k)
                 del graph, after, before_k  # before the next graph is built
             adjoint = before
             if in_block:
                 carries.pop(i, None)  # no later block starts before b
+        room.clear()
 
     def _carry(self, i: int, carries: dict[int, Carry]) -> Carry:
         """The carry that enters group i: kept, or rebuilt from the last one kept before it."""
@@ -169,6 +199,20 @@ class Sweep:
             for j in range(start, i):
                 _, carries[j + 1] = self._forward(j, carries[j])
         return carries[i]
+
+    def _affordable_every(self, carry: Carry) -> int:
+        """The smallest number of groups between kept states with which they take half the memory that is there."""
+        if self.latents.is_meta:  # memory is being predicted, for another machine
+            return 1
+        there = available_bytes("cpu" if self.room.enabled else self.latents.device)
+        tensors = [x.host if hasattr(x, "host") else x for x in tree_leaves(carry)]
+        size = sum(x.nbytes for x in tensors if isinstance(x, Tensor))
+        count = len(self.groups)
+        if there is None or size == 0:
+            return 1
+        sparsest = max(1, isqrt(count))
+        kept = {k: count if k == 1 else ceil(count / k) + k for k in range(1, sparsest + 1)}
+        return next((k for k, n in kept.items() if n * size <= there / 2), sparsest)
 
     def _stages(self, i: int) -> list[Stage]:
         """What group i runs: everything at once, or the decoder's pieces and then the loss."""
@@ -183,26 +227,29 @@ class Sweep:
             features, context = loss((frames,), context)
             return features, (state, context)
 
-        return [*self.decoder.pieces(), loss] if self.plan.pieces else [everything]
+        return [everything] if self._whole else [*self.decoder.pieces(), loss]
 
     def _initial_carry(self) -> Carry:
         state = self.decoder.initial_state()
-        return [*state, None] if self.plan.pieces else [(state, None)]
+        return [(state, None)] if self._whole else [*state, None]
 
     def _latent(self, i: int) -> Tensor:
         return self.latents[:, :, self.groups[i].latents]
 
-    def _seed(self, i: int) -> Tensor:
-        return torch.tensor(self.seeds[i], dtype=torch.float64)
+    def _seed(self, i: int) -> Tensor | None:
+        return torch.tensor(self.seeds[i], dtype=torch.float64) if self.seeds[i] else None
 
     def _forward(self, i: int, carry: Carry) -> tuple[Tensor, Carry]:
         features: Features = (self._latent(i),)
+        last = i + 1 == len(self.groups)  # nobody reads what leaves it
         after: Carry = []
         with torch.no_grad():
-            for stage, before in zip(self._stages(i), carry, strict=True):
-                features, new = stage(features, self._fetch(before))
-                after.append(self._stow(new))
-                del new
+            for k, stage in enumerate(self._stages(i)):
+                state = self.room.get(carry[k])
+                self.room.fetch(carry[k + 1 : k + 2])
+                features, new = stage(features, state)
+                after.append(None if last else self.room.put(new))
+                del state, new
         return features[0], after
 
     def _stage_inputs(self, i: int, carry: Carry) -> list[Features]:
@@ -210,10 +257,14 @@ class Sweep:
         features: Features = (self._latent(i),)
         inputs = [features]
         with torch.no_grad():
-            for stage, before in zip(self._stages(i)[:-1], carry[:-1], strict=True):
-                passed_on = {id(x): waiting for x, waiting in zip(features, inputs[-1], strict=True)}
-                features, _ = stage(features, self._fetch(before))
-                inputs.append(tuple(passed_on[id(x)] if id(x) in passed_on else self._stow(x) for x in features))
+            for k, stage in enumerate(self._stages(i)[:-1]):
+                waiting = {id(x): y for x, y in zip(features, inputs[-1], strict=True)}
+                state = self.room.get(carry[k])
+                self.room.fetch(carry[k + 1 : k + 2])
+                features, _ = stage(features, state)
+                new = [x for x in features if id(x) not in waiting]  # the others are passed on, and wait already
+                waiting |= {id(x): y for x, y in zip(new, self.room.put(new), strict=True)}
+                inputs.append(tuple(waiting[id(x)] for x in features))
         return inputs
 
     def _graph(self, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
@@ -221,8 +272,8 @@ class Sweep:
         leaves, spec = tree_flatten(carry)
         carry_in = [_leaf(x) for x in leaves]
         inputs = [_leaf(x) if tracked else x.detach() for x in features]
-        waits_on_host = self.plan.offload and not self.plan.recompute
-        with torch.enable_grad(), _saved_on_host(self.decoder.parameters()) if waits_on_host else nullcontext():
+        on_host = saved_on_host(self.saved, self.decoder.parameters()) if self.saved.enabled else nullcontext()
+        with torch.enable_grad(), on_host:
             outputs, after = stage(tuple(inputs), tree_unflatten(carry_in, spec))
         carry_out, spec = tree_flatten(after)
         return Graph(inputs, carry_in, outputs, carry_out, spec)
@@ -261,15 +312,6 @@ class Sweep:
             next(gradients) if t else None for t in tracked
         ]
 
-    def _stow(self, tree: Any) -> Any:
-        return tree_map_only(Tensor, _to_host, tree) if self.plan.offload and self.plan.recompute else tree
-
-    def _fetch(self, tree: Any) -> Any:
-        if not (self.plan.offload and self.plan.recompute):
-            return tree
-        device = self.latents.device
-        return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), tree)
-
 
 def _leaf(x: Any) -> Any:
     return x.detach().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x
@@ -277,27 +319,6 @@ def _leaf(x: Any) -> Any:
 
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _to_host(x: Tensor) -> Tensor:
-    if x.device.type == "cpu":
-        return x
-    host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.device.type == "cuda")
-    return host.copy_(x, non_blocking=False)
-
-
-def _saved_on_host(parameters: Iterable[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
-    """Keep the activations that a graph saves in host memory; weights stay where they are."""
-    weights = {p.untyped_storage().data_ptr() for p in parameters}
-
-    def pack(x: Tensor) -> tuple[torch.device, Tensor]:
-        return x.device, x if x.untyped_storage().data_ptr() in weights else _to_host(x)
-
-    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
-        device, x = packed
-        return x.to(device, non_blocking=True)
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _no_autocast(device_type: str) -> Any:

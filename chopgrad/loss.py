@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from chopgrad.adaptive import Adaptive
 from chopgrad.decoders import CausalDecoder
 from chopgrad.decoders.base import FrameGroup
-from chopgrad.engine import Sweep
-from chopgrad.strategies import Chop, Exact, Full, Strategy
+from chopgrad.engine import Gradients, Sweep
+from chopgrad.strategies import Chop, Sampled, Strategy
 
 _Dropout = torch.nn.modules.dropout._DropoutNd
 LossFn = Callable[..., Tensor]
@@ -27,7 +29,7 @@ def frame_loss(
     latents: Tensor,
     target: Target,
     loss_fn: LossFn,
-    strategy: Strategy = Chop(distance=1),  # noqa: B008  (frozen)
+    strategy: Strategy | Adaptive = Chop(distance=1),  # noqa: B008  (frozen)
     *,
     context_frames: int = 0,
     loss_scale: float = 1.0,
@@ -46,7 +48,8 @@ def frame_loss(
             callable that takes the slice of frames of a group and returns that part; moved to the latents' device
             group by group.
         loss_fn: ``loss_fn(frames, target_frames) -> scalar``, the mean over the frames it is given.
-        strategy: ``Full()``, ``Chop(distance, block, ...)`` or ``Exact()``: see ``chopgrad.strategies`` for costs.
+        strategy: ``Full()``, ``Chop(distance, block, ...)`` or ``Exact()``: see ``chopgrad.strategies`` for costs; or
+            ``Adaptive(tolerance)``, or ``Sampled(count, strategy)``, whose value is an estimate too.
         context_frames: with k > 0 the loss is called as ``loss_fn(frames, target_frames, context)`` where context is
             None for the first group and else the pair (frames, target frames) of the k frames before the group (fewer
             at the start). Context frames belong to the carried state: their gradient follows the same truncation.
@@ -61,24 +64,32 @@ def frame_loss(
         FloatingPointError: the loss of a group is not finite (the message says which).
     """
     groups = _check(decoder, latents, target, strategy, context_frames, loss_scale)
-    losses = GroupLosses(groups, target, loss_fn, context_frames, latents.device)
     count = groups[-1].frames.stop
     weights = [group.frame_count / count for group in groups]
+    if isinstance(strategy, Sampled):
+        weights = strategy.weights(weights)
+    seeds = [w * loss_scale for w in weights]
     parameters = [p for p in decoder.parameters() if p.requires_grad]
     wanted = torch.is_grad_enabled() and (latents.requires_grad or bool(parameters))
-    sweep = Sweep(
-        decoder,
-        groups,
-        losses,
-        strategy.plan(),
-        latents.detach(),
-        latents.requires_grad,
-        parameters,
-        [w * loss_scale for w in weights],
-    )
-    if not wanted:
-        return _total(sweep.values(), weights)
-    return _FrameLoss.apply(sweep, weights, loss_scale, latents, *parameters)
+
+    def losses(scored: Collection[int]) -> GroupLosses:
+        return GroupLosses(groups, target, loss_fn, context_frames, latents.device, scored)
+
+    with torch.no_grad(), _no_autocast_cache():
+        z = latents.detach()
+        chosen = strategy
+        if isinstance(chosen, Adaptive):
+            probe = (decoder, groups, lambda i: losses([i]), z, seeds, loss_scale)
+            chosen = chosen.choose(*probe) if wanted else chosen.at(0)
+        scored = [i for i, weight in enumerate(weights) if weight]
+        sweep = Sweep(decoder, groups, losses(scored), chosen.plan(), z, latents.requires_grad, parameters, seeds)
+        if not wanted:
+            return _total(sweep.values(), weights)
+        gradients = sweep.gradients()
+    total = _total(gradients.losses, weights)
+    if isinstance(strategy, Adaptive) and gradients.latents is not None:
+        strategy.learn(gradients.latents, groups, loss_scale)
+    return _FrameLoss.apply(total, loss_scale, gradients, latents, *parameters)
 
 
 def framewise(loss_fn: LossFn) -> LossFn:
@@ -101,22 +112,30 @@ class GroupLosses:
     """The loss of one group against its part of the target, and the context that the next group sees."""
 
     def __init__(
-        self, groups: list[FrameGroup], target: Target, loss_fn: LossFn, context_frames: int, device: torch.device
+        self,
+        groups: list[FrameGroup],
+        target: Target,
+        loss_fn: LossFn,
+        context_frames: int,
+        device: torch.device,
+        scored: Collection[int],
     ) -> None:
         self.groups, self.target, self.loss_fn, self.device = groups, target, loss_fn, device
-        self.context_frames = context_frames
+        self.context_frames, self.scored = context_frames, frozenset(scored)
 
     def __call__(self, i: int, frames: Tensor, context: Any) -> tuple[Tensor, Any]:
+        if i not in self.scored and not self.context_frames:
+            return frames.new_zeros(()), None
         part = self._target(self.groups[i].frames, frames)
+        loss: Any = frames.new_zeros(())
+        if i in self.scored:
+            loss = self.loss_fn(frames, part, context) if self.context_frames else self.loss_fn(frames, part)
         if self.context_frames:
-            loss = self.loss_fn(frames, part, context)
             pair: tuple[Tensor, ...] = (frames, part)
             if context is not None:
                 pair = tuple(torch.cat([old, new], dim=2) for old, new in zip(context, pair, strict=True))
             # A clone, so that the context does not keep the whole group's frames alive.
             context = tuple(x[:, :, -self.context_frames :].clone() for x in pair)
-        else:
-            loss = self.loss_fn(frames, part)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             got = f"shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
@@ -140,24 +159,28 @@ class GroupLosses:
 
 class _FrameLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sweep: Sweep, weights: list[float], loss_scale: float, latents: Tensor, *parameters: Tensor):
-        # The autocast weight cache would tie the graphs of all groups together, and hand weights that were cast
-        # without a graph to the groups that need one.
-        cache = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            gradients = sweep.gradients()
-        finally:
-            torch.set_autocast_cache_enabled(cache)
+    def forward(ctx: Any, total: Tensor, loss_scale: float, gradients: Gradients, latents: Tensor, *parameters: Tensor):
         ctx.loss_scale = loss_scale
         ctx.save_for_backward(gradients.latents, *gradients.parameters)
-        return _total(gradients.losses, weights)
+        return total.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor):
         factor = grad_output / ctx.loss_scale
         return None, None, None, *(None if g is None else g * factor.to(g.dtype) for g in ctx.saved_tensors)
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    # Autocast's cache of cast weights would tie the graphs of all groups together, and hand weights that were cast
+    # without a graph to the groups that need one.
+    cache = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cache)
 
 
 def _total(losses: list[Tensor], weights: list[float]) -> Tensor:
@@ -170,16 +193,24 @@ def _total(losses: list[Tensor], weights: list[float]) -> Tensor:
             + (f" (and of {len(bad) - 1} more groups)" if len(bad) > 1 else "")
             + ". Check latents and target for NaN or infinity, and the loss for overflow in this dtype."
         )
-    return (values * torch.tensor(weights, dtype=values.dtype, device=values.device)).sum()
+    # Groups after the last one that counts were not decoded.
+    return (values * torch.tensor(weights[: len(losses)], dtype=values.dtype, device=values.device)).sum()
 
 
 def _check(
-    decoder: CausalDecoder, latents: Tensor, target: Target, strategy: Strategy, context_frames: int, loss_scale: float
+    decoder: CausalDecoder,
+    latents: Tensor,
+    target: Target,
+    strategy: Strategy | Adaptive,
+    context_frames: int,
+    loss_scale: float,
 ) -> list[FrameGroup]:
     if not isinstance(decoder, CausalDecoder):
         raise TypeError(f"decoder must come from chopgrad.decoder_for(vae), got {type(decoder).__name__}.")
-    if not isinstance(strategy, Full | Chop | Exact):
-        raise TypeError(f"strategy must be Full(), Chop(distance=...) or Exact(), got {strategy!r}.")
+    if not isinstance(strategy, Strategy | Adaptive):
+        raise TypeError(
+            f"strategy must be Full(), Chop(distance=...), Exact(), Sampled(...) or Adaptive(...), got {strategy!r}."
+        )
     if isinstance(context_frames, bool) or not isinstance(context_frames, int) or context_frames < 0:
         raise ValueError(f"context_frames must be an int of at least 0, got {context_frames!r}.")
     if not loss_scale > 0:
@@ -201,7 +232,9 @@ def _check(
         raise TypeError(
             f"latents are {latents.dtype}, but the decoder is {weight.dtype}: cast one of them, or use torch.autocast."
         )
-    if strategy.plan().recompute and any(isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()):
+    plan = strategy.at(0).plan() if isinstance(strategy, Adaptive) else strategy.plan()
+    recomputes = plan.recompute or isinstance(strategy, Adaptive) or decoder.checkpoint is not None
+    if recomputes and any(isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()):
         raise ValueError(f"{strategy} runs steps twice, and active dropout would differ between them: call vae.eval().")
     groups = decoder.frame_groups(latents.shape[2])
     if not callable(target):

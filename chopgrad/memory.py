@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -57,6 +58,29 @@ class PeakMemory:
         else:
             torch.cuda.synchronize(self.device)
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device) - self._at_entry
+
+
+def available_bytes(device: torch.device | str) -> int | None:
+    """Memory that is free now: of the CUDA device, or of the host (less where a control group allows less).
+
+    None where it is not known: for ``meta``, and on systems without ``/proc/meminfo``.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
+        return free
 
 
 class LiveStorages(TorchDispatchMode):

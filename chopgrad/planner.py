@@ -136,7 +136,7 @@ def relative_compute(strategy: Strategy, groups: int) -> float:
         # A visit rebuilds the graph; by pieces it first runs forward to have their inputs. Without pieces the last
         # group of a window is visited at once, so its first graph costs nothing.
         forwards += 2 * visits if settings.pieces else visits - 1 / block
-        forwards += 1 - 1 / settings.every
+        forwards += 1 - 1 / (settings.every or 1)
     return (forwards + 2 * visits) / 3
 
 
@@ -156,7 +156,7 @@ class _Setting:
         last = self.decoder.frame_groups(latent_frames)[-1].latents
         step = last.stop - last.start
         groups = len(self.decoder.frame_groups(latent_frames))
-        if settings.every > 1:
+        if (settings.every or 1) > 1:
             kept = ceil(groups / settings.every) + min(settings.every, groups)
             shorter = latent_frames - step * max(0, groups - kept)
             return self.peaks(Exact(settings.offload, pieces=settings.pieces), shorter)

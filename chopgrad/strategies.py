@@ -25,7 +25,10 @@ Every strategy is read by the one engine (``chopgrad.engine``) as the same few s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 
 def _check_int(owner: str, name: str, value: int, least: int) -> None:
@@ -43,7 +46,7 @@ class Plan:
     distance: int
     recompute: bool
     offload: bool
-    every: int = 1
+    every: int | None = 1
     pieces: bool = False
 
 
@@ -105,20 +108,55 @@ class Exact:
         offload: keep the states in host memory (pinned when the device is CUDA), so that device memory does not
             depend on the number of frames.
         every: keep each ``every``-th state only, and rebuild those between with one more forward pass. States then take
-            (T / every + every) c; ``every = sqrt(T)`` is least.
+            (T / every + every) c; ``every = sqrt(T)`` is least. Default: the smallest number with which they take at
+            most half the memory that is free when they are first seen, on the host with ``offload``, else on the device.
         pieces: walk each group piece by piece (half a residual block, an upsampler, ...), so that one piece's graph
             exists at a time. With ``offload``, state and adjoint visit the device one piece's slice at a time.
     """
 
     offload: bool = False
-    every: int = 1
+    every: int | None = None
     pieces: bool = False
 
     def __post_init__(self) -> None:
-        _check_int("Exact", "every", self.every, 1)
+        if self.every is not None:
+            _check_int("Exact", "every", self.every, 1)
 
     def plan(self) -> Plan:
         return Plan(None, 0, recompute=True, offload=self.offload, every=self.every, pieces=self.pieces)
 
 
-Strategy = Full | Chop | Exact
+@dataclass(frozen=True)
+class Sampled:
+    """The losses of ``count`` frame groups, drawn anew at every call, in place of all of them.
+
+    Each drawn loss is weighted by T / count, so value and gradient are unbiased for those of ``strategy``; their
+    variance is the price. Every group up to the last one drawn is still decoded, with its full causal history, but
+    graphs are built and swept only where a drawn loss reaches. Prefer it when the backward pass or the loss (a
+    perceptual network) is what takes the time.
+
+    Draws come from PyTorch's global CPU generator: ``torch.manual_seed`` repeats them.
+
+    Args:
+        count: groups drawn without replacement, at least 1; all of them where the video has fewer.
+        strategy: how the drawn losses are differentiated.
+    """
+
+    count: int
+    strategy: Full | Chop | Exact = Chop(1)
+
+    def __post_init__(self) -> None:
+        _check_int("Sampled", "count", self.count, 1)
+        if not isinstance(self.strategy, Full | Chop | Exact):
+            raise TypeError(f"Sampled: strategy must be Full(), Chop(...) or Exact(...), got {self.strategy!r}.")
+
+    def plan(self) -> Plan:
+        return self.strategy.plan()
+
+    def weights(self, weights: Sequence[float]) -> list[float]:
+        """The groups' weights in the total for one draw: scaled up where drawn, 0 elsewhere."""
+        drawn = set(torch.randperm(len(weights))[: self.count].tolist())
+        return [w * len(weights) / len(drawn) if i in drawn else 0.0 for i, w in enumerate(weights)]
+
+
+Strategy = Full | Chop | Exact | Sampled

@@ -37,9 +37,9 @@ def case(name, latent_frames, batch=1, trainable="all", clamp=True):
     return vae, z, target
 
 
-def compare(vae, z, target, loss_fn, strategies, context_frames=0, clamp=True):
+def compare(vae, z, target, loss_fn, strategies, context_frames=0, clamp=True, checkpoint=None):
     reference = Pairwise(vae, z, target, loss_fn, context_frames, clamp)
-    decoder = chopgrad.decoder_for(vae, clamp=clamp)
+    decoder = chopgrad.decoder_for(vae, clamp=clamp, checkpoint=checkpoint)
     trained = [p for p in decoder.parameters() if p.requires_grad]
     for strategy in strategies:
         leaf = z.clone().requires_grad_()

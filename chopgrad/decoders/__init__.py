@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from chopgrad.decoders.base import CausalDecoder, FrameGroup, State
+from chopgrad.decoders.base import CausalDecoder, Checkpoint, FrameGroup, State
 from chopgrad.decoders.cogvideox import CogVideoXDecoder
 from chopgrad.decoders.wan import WanDecoder
 
@@ -15,19 +15,22 @@ DECODERS: dict[str, type[CausalDecoder]] = {
 }
 
 
-def decoder_for(vae: nn.Module, clamp: bool = True) -> CausalDecoder:
+def decoder_for(vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = None) -> CausalDecoder:
     """The recurrence behind a diffusers video VAE.
 
     Args:
         vae: a model of a supported class (``DECODERS``), or of a subclass; used in place.
         clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end. CogVideoX has none.
+        checkpoint: recompute each ``"block"`` or each ``"residual"`` unit in the backward pass of every graph through
+            this decoder: less memory, one more forward pass, the same gradient. diffusers has no checkpointing for Wan
+            and Qwen-Image, whose cache is changed in place.
 
     Raises:
-        ValueError: the class is not supported (the message lists those that are).
+        ValueError: the class is not supported (the message lists those that are), or an unknown ``checkpoint``.
     """
     for cls in type(vae).__mro__:
         if cls.__name__ in DECODERS:
-            return DECODERS[cls.__name__](vae, clamp=clamp)
+            return DECODERS[cls.__name__](vae, clamp=clamp, checkpoint=checkpoint)
     raise ValueError(
         f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. "
         "To add one, subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 State = Any
 """A pytree whose tensor leaves are the causal cache; other leaves (None, markers) pass through untouched."""
@@ -17,6 +18,11 @@ Features = tuple[Tensor, ...]
 
 Piece = Callable[[Features, Any], tuple[Features, Any]]
 """A pure part of a step: ``(features, its slice of the state) -> (features, the slice for the next group)``."""
+
+Blocks = list[list[list[Piece]]]
+"""A decoder's blocks, each a list of units (a residual block, an attention, an upsampler), each a list of pieces."""
+
+Checkpoint = Literal["block", "residual"] | None
 
 
 class FrameGroup(NamedTuple):
@@ -33,7 +39,7 @@ class FrameGroup(NamedTuple):
 class CausalDecoder(ABC):
     """A video VAE's decoder as a pure recurrence over frame groups (arXiv 2603.17812, Sec. 3.1).
 
-    To support a new VAE write this class's abstract methods, and either ``pieces`` or ``step``, in one file and
+    To support a new VAE write this class's abstract methods, and either ``blocks`` or ``step``, in one file and
     register it in ``chopgrad.decoders.DECODERS``; ``chopgrad.conformance.check_decoder`` then checks it against the
     VAE's own decode.
 
@@ -41,11 +47,17 @@ class CausalDecoder(ABC):
         vae: the diffusers model, used in place: nothing is copied and no module attribute is changed.
         clamp: apply the clamp to [-1, 1] with which some VAEs end their decode. It zeroes the gradient of saturated
             pixels, so training often goes better without it.
+        checkpoint: in graphs of a step keep only what enters each ``"block"`` (a resolution level) or each
+            ``"residual"`` unit (a residual block, an attention, an upsampler) and recompute the rest in the backward
+            pass (non-reentrant checkpointing). One more forward pass; the same gradient. It works in any graph, also
+            without ``frame_loss``, and lowers A of the strategies that keep whole groups.
     """
 
-    def __init__(self, vae: nn.Module, clamp: bool = True) -> None:
+    def __init__(self, vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = None) -> None:
+        if checkpoint not in (None, "block", "residual"):
+            raise ValueError(f"checkpoint must be 'block', 'residual' or None, got {checkpoint!r}.")
         self.vae: Any = vae  # a diffusers model: its attributes are not typed
-        self.clamp = clamp
+        self.clamp, self.checkpoint = clamp, checkpoint
 
     @property
     @abstractmethod
@@ -60,15 +72,19 @@ class CausalDecoder(ABC):
             ValueError: when the decoder cannot decode that many latents.
         """
 
-    def pieces(self) -> list[Piece]:
+    def blocks(self) -> Blocks:
         """The chain of pure pieces that ``step`` is, from ``(z,)`` to ``(frames,)``; the state has a slice for each.
 
-        Small pieces lower the peak of strategies that walk them (``pieces=True``). A decoder that cannot be taken
-        apart overrides ``step`` instead.
+        Small pieces lower the peak of strategies that walk them (``pieces=True``); units and blocks are what
+        ``checkpoint`` recomputes at once. A decoder that cannot be taken apart overrides ``step`` instead.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} is not composed of pieces: use a strategy without pieces=True."
+            f"{type(self).__name__} is not composed of pieces: use a strategy without pieces=True, and no checkpoint."
         )
+
+    def pieces(self) -> list[Piece]:
+        """The pieces of all blocks in order."""
+        return [piece for block in self.blocks() for unit in block for piece in unit]
 
     def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
         """Decode one frame group.
@@ -83,11 +99,23 @@ class CausalDecoder(ABC):
             frames [batch, 3, frames of the group, H, W] and the state for the next group.
         """
         features: Features = (z,)
-        after = []
-        for piece, before in zip(self.pieces(), state, strict=True):
-            features, new = piece(features, before)
-            after.append(new)
+        after: list[Any] = []
+        for segment in self._segments():
+            before = state[len(after) : len(after) + len(segment)]
+            if self.checkpoint is not None and torch.is_grad_enabled():
+                features, new = checkpoint(_run, segment, features, before, use_reentrant=False)
+            else:
+                features, new = _run(segment, features, before)
+            after += new
         return features[0], tuple(after)
+
+    def _segments(self) -> list[list[Piece]]:
+        """What is recomputed at once: the pieces of a block, of a unit, or, without checkpointing, of everything."""
+        if self.checkpoint is None:
+            return [self.pieces()]
+        if self.checkpoint == "block":
+            return [[piece for unit in block for piece in unit] for block in self.blocks()]
+        return [unit for block in self.blocks() for unit in block]
 
     @abstractmethod
     def denormalize(self, latents: Tensor) -> Tensor:
@@ -121,6 +149,14 @@ class CausalDecoder(ABC):
 
     def _finish(self, frames: Tensor) -> Tensor:
         return frames.clamp(-1.0, 1.0) if self.clamp else frames
+
+
+def _run(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> tuple[Features, list[Any]]:
+    after = []
+    for piece, before in zip(pieces, state, strict=True):
+        features, new = piece(features, before)
+        after.append(new)
+    return features, after
 
 
 def check_latent_frames(latent_frames: int) -> None:

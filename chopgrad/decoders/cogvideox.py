@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
+from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 
 
 class CogVideoXDecoder(CausalDecoder):
@@ -40,16 +40,13 @@ class CogVideoXDecoder(CausalDecoder):
     def initial_state(self) -> State:
         return (None,) * len(self.pieces())
 
-    def pieces(self) -> list[Piece]:
+    def blocks(self) -> Blocks:
         decoder = self.vae.decoder
-        chain: list[Piece] = [self._entry]
-        for block in decoder.mid_block.resnets:
-            chain += _residual(block)
+        blocks: Blocks = [[[self._entry]], [_residual(block) for block in decoder.mid_block.resnets]]
         for up in decoder.up_blocks:
-            for block in up.resnets:
-                chain += _residual(block)
-            chain += [partial(_upsample, upsampler) for upsampler in up.upsamplers or []]
-        return [*chain, self._head]
+            upsamplers = [[partial(_upsample, upsampler)] for upsampler in up.upsamplers or []]
+            blocks.append([*(_residual(block) for block in up.resnets), *upsamplers])
+        return [*blocks, [[self._head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
         (z,) = features

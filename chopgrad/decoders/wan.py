@@ -9,7 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
-from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
+from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 
 CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks back at two
 
@@ -35,24 +35,22 @@ class WanDecoder(CausalDecoder):
     def initial_state(self) -> State:
         return (None,) * len(self.pieces())
 
-    def pieces(self) -> list[Piece]:
+    def blocks(self) -> Blocks:
         decoder = self.vae.decoder
-        middle = decoder.mid_block
-        chain: list[Piece] = [self._entry, *_residual(middle.resnets[0])]
-        for attention, block in zip(middle.attentions, middle.resnets[1:], strict=True):
-            chain += [partial(_attend, attention), *_residual(block)]
+        middle = [_residual(decoder.mid_block.resnets[0])]
+        for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
+            middle += [[partial(_attend, attention)], _residual(block)]
+        blocks: Blocks = [[[self._entry]], middle]
         for up in decoder.up_blocks:
             shortcut = getattr(up, "avg_shortcut", None)
             upsampler = up.upsampler if hasattr(up, "upsampler") else up.upsamplers and up.upsamplers[0]
-            if shortcut is not None:
-                chain.append(_fork)
-            for block in up.resnets:
-                chain += _residual(block)
+            units = [_residual(block) for block in up.resnets]
             if upsampler is not None:
-                chain.append(partial(_upsample, upsampler))
+                units.append([partial(_upsample, upsampler)])
             if shortcut is not None:
-                chain.append(partial(_join, shortcut))
-        return [*chain, self._head]
+                units = [[_fork], *units, [partial(_join, shortcut)]]
+            blocks.append(units)
+        return [*blocks, [[self._head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
         x, cached = _convolve(self.vae.decoder.conv_in, self.vae.post_quant_conv(features[0]), cached)
@@ -81,9 +79,11 @@ class WanDecoder(CausalDecoder):
 
 def _convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
     """A causal convolution, and the last frames of its input for the next group."""
-    kept = x[:, :, -CACHED_FRAMES:].clone()  # a copy, so that the rest of x is not kept alive
+    kept = x[:, :, -CACHED_FRAMES:]
     if kept.shape[2] < CACHED_FRAMES and cached is not None:
         kept = torch.cat([cached[:, :, -1:], kept], dim=2)
+    elif kept.shape[2] < x.shape[2]:
+        kept = kept.clone()  # so that the rest of x is not kept alive
     return convolution(x, cached), kept
 
 

@@ -1,0 +1,127 @@
+"""Host memory as the waiting room of states, adjoints and features: copies that hide behind the computation.
+
+On CUDA every copy runs on a side stream between pinned memory and the device. What leaves the device is held there
+until the next departure, so that its memory is given back in the order of the computation and the peak does not depend
+on how far the host runs ahead. What comes back can be fetched ahead of its use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+
+class Waiting:
+    """A tensor in host memory, and its copy on the device while it leaves or once it is on its way back."""
+
+    __slots__ = ("arrived", "host", "on_device")
+
+    def __init__(self, host: Tensor) -> None:
+        self.host = host
+        self.on_device: Tensor | None = None
+        self.arrived: torch.cuda.Event | None = None
+
+
+class WaitingRoom:
+    """Moves the tensors of a pytree to host memory and back.
+
+    On a CPU there is nowhere to go: trees are handed back as they are.
+
+    Args:
+        device: where the computation runs.
+        enabled: False makes every method the identity too.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.device = device
+        self.enabled = enabled and device.type != "cpu"
+        self._stream = torch.cuda.Stream(device) if self.enabled and device.type == "cuda" else None
+        self._leaving: list[Waiting] = []
+
+    def put(self, tree: Any) -> Any:
+        """Start the way to the host. Until the next ``put`` or ``clear`` a ``get`` still finds the device copy."""
+        if not self.enabled:
+            return tree
+        self.clear()
+        return tree_map_only(Tensor, self._put, tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """Start the way back to the device, ahead of a ``get`` of the same tree."""
+        return tree_map_only(Waiting, self._fetch, tree) if self.enabled else tree
+
+    def get(self, tree: Any) -> Any:
+        """The tree on the device, for the work that is enqueued from now on."""
+        return tree_map_only(Waiting, self._get, tree) if self.enabled else tree
+
+    def clear(self) -> None:
+        """Let go of the device copies that have left."""
+        for waiting in self._leaving:
+            self._await(waiting)
+            waiting.on_device = None
+        self._leaving.clear()
+
+    def _put(self, x: Tensor) -> Waiting:
+        waiting = Waiting(_host_buffer(x))
+        waiting.on_device = x
+        self._copy(waiting, to=waiting.host, source=x)
+        self._leaving.append(waiting)
+        return waiting
+
+    def _fetch(self, waiting: Waiting) -> Waiting:
+        if waiting.on_device is None:
+            # Memory of the computing stream: it is free for reuse in the order of the computation.
+            waiting.on_device = torch.empty_like(waiting.host, device=self.device)
+            self._copy(waiting, to=waiting.on_device, source=waiting.host)
+        return waiting
+
+    def _get(self, waiting: Waiting) -> Tensor:
+        if any(waiting is x for x in self._leaving):
+            assert waiting.on_device is not None
+            return waiting.on_device  # reading what leaves needs no waiting
+        self._fetch(waiting)
+        self._await(waiting)
+        x, waiting.on_device = waiting.on_device, None
+        assert x is not None
+        return x
+
+    def _copy(self, waiting: Waiting, to: Tensor, source: Tensor) -> None:
+        if self._stream is None:
+            to.copy_(source)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            to.copy_(source, non_blocking=True)
+            waiting.arrived = self._stream.record_event()
+
+    def _await(self, waiting: Waiting) -> None:
+        if waiting.arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(waiting.arrived)
+            waiting.arrived = None
+
+
+def _host_buffer(like: Tensor) -> Tensor:
+    if like.is_cuda:
+        try:
+            return torch.empty_like(like, device="cpu", pin_memory=True)
+        except RuntimeError as error:
+            warnings.warn(
+                f"No pinned host memory for {like.nbytes / 2**20:.0f} MiB ({str(error).splitlines()[0]}): using "
+                "ordinary memory, whose copies are slower. Exact(offload=True, every=k) needs less of it.",
+                stacklevel=2,
+            )
+    return torch.empty_like(like, device="cpu")
+
+
+def saved_on_host(room: WaitingRoom, weights: Iterable[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
+    """Let the activations that a graph saves wait on the host; ``weights`` stay where they are."""
+    stay = {p.untyped_storage().data_ptr() for p in weights}
+
+    def pack(x: Tensor) -> Any:
+        return x if x.untyped_storage().data_ptr() in stay else room.put(x)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, room.get)
