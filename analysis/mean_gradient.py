@@ -76,26 +76,32 @@ def adam_updates(batches: Tensor, full_batches: Tensor) -> dict[str, tuple[Tenso
     return {"warmed": (warmed, reference), "own": (last_update(batches), reference)}
 
 
+def mean_products(a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
+    """[resamples]: unbiased inner product of the population means of a and b, [clips, parameters] each.
+
+    The mean of the products of different clips (a U-statistic): a clip's own noise never meets itself.
+    """
+    counts = counts.double()
+    gram = (a @ b.T).double()
+    pairs = counts.sum(1) ** 2 - counts.square().sum(1)
+    return (((counts @ gram) * counts).sum(1) - counts.square() @ gram.diagonal()) / pairs
+
+
 def limits(chopped: Tensor, full: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """(relative error, cosine) of the population means, each [resamples]; NaN where the mean gradient drowns in noise.
 
-    Inner products of different clips are unbiased for those of the means (a U-statistic), so this is what is left of
-    the error when one averages over infinitely many clips. A squared error below zero counts as none.
+    This is what is left of the error when one averages over infinitely many clips. A squared error below zero counts as
+    none.
 
     Args:
         chopped, full: [clips, parameters].
         counts: [resamples, clips] how often each clip counts.
     """
-    pairs = counts.sum(1) ** 2 - counts.square().sum(1)
-
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        gram = a @ b.T
-        return (((counts @ gram) * counts).sum(1) - counts.square() @ gram.diagonal()) / pairs
-
     error = chopped - full
-    squared = [product(error, error).clamp(min=0), product(full, full), product(chopped, chopped)]
+    squared = [mean_products(x, x, counts) for x in (error, full, chopped)]
+    squared[0] = squared[0].clamp(min=0)
     undefined = (squared[1] <= 0) | (squared[2] <= 0)
-    cosine = product(chopped, full) / (squared[1] * squared[2]).clamp(min=0).sqrt()
+    cosine = mean_products(chopped, full, counts) / (squared[1] * squared[2]).clamp(min=0).sqrt()
     return tuple(torch.where(undefined, math.nan, x) for x in ((squared[0] / squared[1]).sqrt(), cosine.clamp(max=1)))
 
 
@@ -110,13 +116,22 @@ def bootstrap_draws(sources: list[str], resamples: int, seed: int) -> list[np.nd
     return draws
 
 
+def bootstrap_counts(sources: list[str], resamples: int, seed: int) -> Tensor:
+    """[1 + resamples, clips] how often each clip counts; once each in the first row."""
+    return _counts(bootstrap_draws(sources, resamples, seed), len(sources)).double()
+
+
+def _counts(draws: list[np.ndarray], clips: int) -> Tensor:
+    return torch.stack([torch.from_numpy(np.bincount(d, minlength=clips)).float() for d in draws])
+
+
 def summarise(g: Gradients, resamples: int, seed: int) -> dict[str, Any]:
     """All measures of the mean gradient with 95 % intervals, and the dependence on the number of clips.
 
     Cost: (resamples x clips x parameters) operations per truncation.
     """
     draws = bootstrap_draws(g.sources, resamples, seed)
-    counts = torch.stack([torch.from_numpy(np.bincount(d, minlength=len(g.full))).float() for d in draws])
+    counts = _counts(draws, len(g.full))
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(len(g.full), generator=generator) for _ in range(8)])
     return {
