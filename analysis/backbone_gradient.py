@@ -77,6 +77,10 @@ class Config:
             ("training-mse", "held-out-mse", "early-mse", "training-lpips") if self.full else ("training-mse",)
         )
         self.out = self.out or ROOT / ("results" if self.full else "runs") / "theory"
+
+    def check(self) -> None:
+        """Raises ValueError with one sentence where a setting is out of range."""
+        assert self.cases and self.count
         known = ("training", "held-out", "early")
         for case in self.cases:
             if case.rpartition("-")[0] not in known:
@@ -184,7 +188,7 @@ def measure(config: Config, case: str) -> Record:
     fingerprint = _fingerprint(task.vae, films or [packaged_clip(name) for name in TRAINING_CLIPS])
     described = {
         "case": case,
-        "task": asdict(settings),
+        "task": settings.described(),
         "clips": config.count,
         "films": sorted(f.name for f in films or []) or ["training diet"],
         "blocks": list(config.blocks),
@@ -282,6 +286,7 @@ def _line(axis: Any, rows: list[dict], block: int, name: str, color: str, style:
 
 
 def main(config: Config) -> None:
+    config.check()
     assert config.out and config.cases
     records = []
     for case in config.cases:

@@ -78,6 +78,10 @@ class Config:
         self.calls = self.calls or (40 if self.full else 8)
         self.repeats = self.repeats or (15 if self.full else 3)
         self.out = self.out or ROOT / ("results" if self.full else "runs") / "theory"
+
+    def check(self) -> None:
+        """Raises ValueError with one sentence where a setting is out of range."""
+        assert self.count and self.calls and self.repeats
         unknown = [c for c in self.cases if c not in CASES]
         if unknown:
             raise ValueError(f"Unknown case '{unknown[0]}': pass some of {', '.join(CASES)}.")
@@ -476,7 +480,7 @@ def settings_of(config: Config, case: str, data: Data) -> dict[str, Any]:
     """Only what the case depends on, so that another case's setting does not undo it."""
     own = {"randomised": ("distances",), "sampled": ("repeats",), "adaptive": ("tolerances", "calls")}.get(case, ())
     kept = {k: getattr(config, k) for k in ("count", "seed", *own)}
-    shared = {"case": case, "task": asdict(config.task), "groups": data.groups, "inputs_sha256": data.fingerprint}
+    shared = {"case": case, "task": config.task.described(), "groups": data.groups, "inputs_sha256": data.fingerprint}
     return shared | {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
@@ -586,6 +590,7 @@ def table(record: Record) -> str:
 
 
 def main(config: Config) -> None:
+    config.check()
     assert config.out
     data = Data(config)
     records = {}

@@ -13,8 +13,9 @@ Two tasks, losses against steps for D = 0, 1, 2, 4 and the exact gradient:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.claims import Claim, Verdict
 from suite.records import ROOT, Record
-from suite.restoration import Restoration, TaskSettings
+from suite.restoration import Restoration, Samples, TaskSettings
 from suite.tables import markdown_table, with_interval
 
 matplotlib.use("Agg")
@@ -67,6 +68,10 @@ class Config:
         self.seeds = self.seeds or (5 if self.full else 2)
         self.steps = self.steps or (50 if self.full else 8)
         self.out = self.out or ROOT / ("results" if self.full else "runs") / "theory"
+
+    def check(self) -> None:
+        """Raises ValueError with one sentence where a setting is out of range."""
+        assert self.seeds and self.steps
         if min(self.seeds, self.steps, self.batch, self.toy_seeds, self.toy_steps) < 1 or not self.rate > 0:
             raise ValueError(
                 "Seeds, steps and batch must be at least 1 and the rate positive, got "
@@ -160,12 +165,23 @@ def strategy_of(distance: int | None) -> Strategy:
     return Full() if distance is None else Chop(distance)
 
 
-def train(task: Restoration, config: Config, seed: int, distance: int | None, fingerprint: str) -> Record:
-    """One run on the end task: Adam from the warmed-up backbone, the same clips for every strategy of a seed."""
+def train(
+    task: Restoration,
+    clips: Callable[[int, int], Samples],
+    config: Config,
+    seed: int,
+    distance: int | None,
+    fingerprint: str,
+) -> Record:
+    """One run on the end task: Adam from the warmed-up backbone, the same clips for every strategy of a seed.
+
+    Args:
+        clips: (count, seed) -> clips.
+    """
     assert config.out and config.steps
     steps = config.steps
     settings = {
-        "task": asdict(task.settings),
+        "task": task.settings.described(),
         "seed": seed,
         "distance": distance,
         "steps": steps,
@@ -177,8 +193,8 @@ def train(task: Restoration, config: Config, seed: int, distance: int | None, fi
 
     def compute() -> dict[str, Any]:
         backbone = task.warmed_up(fingerprint, seed)
-        data = task.samples(min(steps * config.batch, 48), seed=1_000 + seed)
-        fresh = task.samples(8, seed=2_000 + seed)
+        data = clips(min(steps * config.batch, 48), 1_000 + seed)
+        fresh = clips(8, 2_000 + seed)
         optimizer = torch.optim.Adam(backbone.parameters(), config.rate)
         generator = torch.Generator().manual_seed(seed)
         losses, evaluated = [], {0: task.pixel_loss(backbone, fresh)}
@@ -210,10 +226,15 @@ def end_task(config: Config) -> Record:
             "more --task.frames."
         )
     fingerprint = fingerprint_of_training(task)
+    clips = lru_cache(maxsize=2)(task.samples)  # of one seed: all its strategies see the same
     runs = {
-        (seed, d): train(task, config, seed, d, fingerprint).metrics for seed in range(config.seeds) for d in DISTANCES
+        (seed, d): train(task, clips, config, seed, d, fingerprint).metrics
+        for seed in range(config.seeds)
+        for d in DISTANCES
     }
-    settings = {k: v for k, v in asdict(config).items() if k in ("task", "seeds", "steps", "batch", "rate")}
+    settings = {k: getattr(config, k) for k in ("seeds", "steps", "batch", "rate")} | {
+        "task": task.settings.described()
+    }
 
     def compute() -> dict[str, Any]:
         bias = relative_bias(task, fingerprint, config.seeds or 1)
@@ -305,7 +326,7 @@ def end_claims(rows: list[dict[str, Any]]) -> list[Claim]:
             f"share of the exact run's progress on fresh clips: {text}; final gap in MSE: {gap}",
         ),
         Claim(
-            "A truncated step makes at least (1 - m) of an exact step's progress, m = |g_D - g|^2 / |g|^2 at the start.",
+            "Truncated steps make at least (1 - m) of exact steps' progress; m = |g_D - g|^2 / |g|^2 at the start.",
             "Ajalloeian and Stich 2020",
             worst,
             "; ".join(
@@ -344,9 +365,7 @@ def figure(toys: list[Record], end: Record, path: Path) -> None:
                 [label(row["distance"])], [mean], [[mean - low], [high - mean]], fmt="o", capsize=4, color=f"C{k}"
             )
     s = end.settings
-    axes[1, 0].set_title(
-        f"restoration, {s['task']['frames']} frames at {s['task']['size']}x{s['task']['size']}, {s['seeds']} seeds"
-    )
+    axes[1, 0].set_title(f"restoration, {s['task']['frames']} frames of {s['task']['size']} pixels, {s['seeds']} seeds")
     axes[1, 0].set_xlabel("steps of Adam")
     axes[1, 0].set_ylabel("MSE on fresh clips")
     axes[1, 1].axhline(0, color="k", linewidth=1)
@@ -374,6 +393,7 @@ def table(record: Record) -> str:
 
 
 def main(config: Config) -> None:
+    config.check()
     assert config.out
     toys = [toy(config, decay, noise) for decay in config.decays for noise in config.noises]
     end = end_task(config)

@@ -60,7 +60,8 @@ class TaskSettings:
     warm_up_clips: int = 48
     warm_up_rate: float = 1e-3
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError with one sentence where a setting is out of range."""
         if self.frames < 1 or self.size < 1 or self.shrink < 1 or min(self.blur, self.noise) < 0:
             raise ValueError(
                 "A task needs frames, size and shrink of at least 1, and blur and noise of at least 0; got "
@@ -71,6 +72,10 @@ class TaskSettings:
                 f"The backbone's width must be a multiple of 32 and layers at least 1, got {self.width} and "
                 f"{self.layers}."
             )
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values for a record; of an absolute path only the last part."""
+        return asdict(self) | {"vae": Path(self.vae).name if Path(self.vae).is_absolute() else self.vae}
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,11 @@ class Restoration:
     """The task on one VAE: clips, backbone, prediction.
 
     Raises:
-        ValueError: the VAE cannot be loaded, or does not decode to so many frames.
+        ValueError: a setting is out of range, the VAE cannot be loaded, or does not decode to so many frames.
     """
 
     def __init__(self, settings: TaskSettings) -> None:
+        settings.check()
         self.settings = settings
         self.vae: Any = load_vae(settings.vae)
         self.decoder: CausalDecoder = decoder_for(self.vae)
@@ -176,7 +182,7 @@ class Restoration:
         Cost: about 25 ms a step for the default settings on one core.
         """
         s = self.settings
-        key = json.dumps([asdict(s), fingerprint, seed, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()])
+        key = json.dumps([s.described(), fingerprint, seed, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()])
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
         backbone = self.new_backbone(seed)
         if path.exists():
