@@ -102,7 +102,8 @@ def limits(chopped: Tensor, full: Tensor, counts: Tensor) -> tuple[Tensor, Tenso
     squared[0] = squared[0].clamp(min=0)
     undefined = (squared[1] <= 0) | (squared[2] <= 0)
     cosine = mean_products(chopped, full, counts) / (squared[1] * squared[2]).clamp(min=0).sqrt()
-    return tuple(torch.where(undefined, math.nan, x) for x in ((squared[0] / squared[1]).sqrt(), cosine.clamp(max=1)))
+    error = torch.where(undefined, math.nan, (squared[0] / squared[1]).sqrt())
+    return error, torch.where(undefined, math.nan, cosine.clamp(max=1))
 
 
 def bootstrap_draws(sources: list[str], resamples: int, seed: int) -> list[np.ndarray]:

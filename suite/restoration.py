@@ -145,12 +145,12 @@ class Restoration:
         parts = [self.decoder.normalize(self.vae.encode(x).latent_dist.mode()) for x in pixels.split(4)]
         return torch.cat(parts)
 
-    def new_backbone(self, seed: int) -> WanTransformer3DModel:
+    def new_backbone(self, seed: int) -> Any:
         """A seeded backbone whose last layer is zero, so that it starts by returning its condition."""
         s, channels = self.settings, self.decoder.latent_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            backbone = WanTransformer3DModel(
+            backbone: Any = WanTransformer3DModel(
                 patch_size=(1, 1, 1), num_attention_heads=s.width // 32, attention_head_dim=32, in_channels=channels,
                 out_channels=channels, text_dim=8, freq_dim=32, ffn_dim=4 * s.width, num_layers=s.layers,
             )  # fmt: skip
@@ -259,7 +259,7 @@ def join_groups(parts: Tensor, groups: list[FrameGroup]) -> Tensor:
     return torch.cat([x[:, : g.latents.stop - g.latents.start] for x, g in zip(parts, groups, strict=True)], dim=1)
 
 
-def _correction(backbone: nn.Module, condition: Tensor) -> Tensor:
+def _correction(backbone: Any, condition: Tensor) -> Tensor:
     batch = len(condition)
     return backbone(
         hidden_states=condition,
