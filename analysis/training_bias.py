@@ -50,11 +50,11 @@ class Config:
 
     full: bool = False
     """The committed run: five seeds and more steps."""
-    task: TaskSettings = field(default_factory=lambda: TaskSettings(frames=25, size=32))
+    task: TaskSettings = field(default_factory=lambda: TaskSettings(frames=25))
     seeds: int | None = None
     """Seeds of the end task (default: 2, or 5 with --full)."""
     steps: int | None = None
-    """Steps of the end task (default: 8, or 50 with --full)."""
+    """Steps of the end task (default: 8, or 40 with --full)."""
     batch: int = 2
     rate: float = 1e-3
     toy_seeds: int = 20
@@ -66,7 +66,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.seeds = self.seeds or (5 if self.full else 2)
-        self.steps = self.steps or (50 if self.full else 8)
+        self.steps = self.steps or (40 if self.full else 8)
         self.out = self.out or ROOT / ("results" if self.full else "runs") / "theory"
 
     def check(self) -> None:

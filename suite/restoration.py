@@ -50,7 +50,7 @@ class TaskSettings:
 
     vae: str = "wan2.1"
     frames: int = 33
-    size: int = 64
+    size: int = 32
     blur: float = 1.5
     shrink: int = 4
     noise: float = 0.3
