@@ -517,7 +517,8 @@ def figure(records: dict[str, Record], path: Path) -> None:
     for case, axis in panels.items():
         axis.grid(alpha=0.3)
         if case in records:
-            axis.legend(fontsize=8)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
         else:
             axis.set_axis_off()
     fig.savefig(path, dpi=130)

@@ -149,16 +149,16 @@ def test_no_progress_gives_no_verdict():
 @pytest.mark.parametrize(("gap", "verdict"), [(1e-12, "holds"), (1e-3, "fails")])
 def test_verdicts_on_the_toy_without_noise(gap, verdict):
     row = {"distance": 1, "relative_bias": [0.5], "descent_gaps": [gap], "relative_gap": [0, 0, 0], "within_rate": 1}
-    (claim,) = tb.toy_claims([row], 0.0)
+    (claim,) = tb.toy_claims([row], 0.6, 0.0)
     assert claim.verdict == verdict
 
 
 def test_verdicts_on_the_toy_with_noise():
     row = {"distance": 1, "relative_bias": [0.5, 1.5], "descent_gaps": [0.1, 0.1], "relative_gap": [0.1, 0.1, 0.1]}
     row |= {"relative_gaps": [0.1, 0.1], "adam_gaps": [0.1, 0.1], "relative_bound": [0.2, None]}
-    assert [c.verdict for c in tb.toy_claims([row], 1.0)] == ["holds", "fails"]
+    assert [c.verdict for c in tb.toy_claims([row], 0.6, 1.0)] == ["holds", "fails"]
     row |= {"adam_gaps": [0.01, 0.01], "relative_bound": [0.05, None]}
-    assert [c.verdict for c in tb.toy_claims([row], 1.0)] == ["fails", "holds"]
+    assert [c.verdict for c in tb.toy_claims([row], 0.6, 1.0)] == ["fails", "holds"]
 
 
 @pytest.fixture(scope="module")
