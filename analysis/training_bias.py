@@ -133,7 +133,8 @@ def toy_claims(rows: list[dict[str, Any]], decay: float, noise: float) -> list[C
                 "optimum (Ajalloeian and Stich 2020 with zeta = 0).",
                 "ours",
                 "holds" if worst < 1e-9 else "fails",
-                f"decay {decay}: largest remaining gap {worst:.1e} of the gap at the start, over {len(covered)} runs; promised rate "
+                f"decay {decay}: "
+                f"largest remaining gap {worst:.1e} of the gap at the start, over {len(covered)} runs; promised rate "
                 f"kept in {slow} of {sum(len(r['relative_bias']) for r in rows)} runs",
             )
         ]
@@ -146,7 +147,8 @@ def toy_claims(rows: list[dict[str, Any]], decay: float, noise: float) -> list[C
             "least loss (Ajalloeian and Stich 2020).",
             "ours",
             "holds" if ratios[0] >= 1 else "fails",
-            f"decay {decay}: bound / gap between {ratios[0]:.1f} and {ratios[-1]:.1f}, median {ratios[len(ratios) // 2]:.1f}, over "
+            f"decay {decay}: "
+            f"bound / gap between {ratios[0]:.1f} and {ratios[-1]:.1f}, median {ratios[len(ratios) // 2]:.1f}, over "
             f"{len(covered)} runs; gap relative to the start: {gaps}",
         ),
         Claim(
