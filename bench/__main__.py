@@ -1,8 +1,9 @@
 """The main job: ``python -m bench`` (``tox -e bench``).
 
-Gradient bias of both embedded decoders on a real clip, then peak memory of every strategy (each case in a fresh
-process), then time (pytest-benchmark), then a table and a figure of it all. Finished cases are kept: run it again
-after an interruption. On a machine with a GPU ``--full`` measures the published Wan 2.1 and CogVideoX architectures.
+Gradient bias of both embedded decoders on a real clip; the gradient error of every strategy and baseline; peak memory
+(each case in a fresh process); time (pytest-benchmark); the planner's predictions beside the measurements; then tables,
+figures and whether the targets were reached. Finished cases are kept: run it again after an interruption. On a machine
+with a GPU ``--full`` measures the published architectures, the most useful cases first.
 """
 
 from __future__ import annotations
@@ -10,18 +11,32 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
 
-from bench.cases import cases
-from bench.memory import measure_memory
-from bench.summary import figure, report
+from bench.cases import Case, measurable, videos
+from bench.error import measure_errors
+from bench.figures import curves
+from bench.frontier import frontier
+from bench.memory import keep, peak
+from bench.predict import predict
+from bench.report import report
+from bench.selection import Selection, has_error, is_predicted, is_timed, stages
 from suite.records import ROOT, provenance
+from suite.vaes import EMBEDDED
+
+Item = TypeVar("Item")
+Phase = Literal["bias", "error", "memory", "time", "predict"]
 
 
 @dataclass
@@ -31,17 +46,72 @@ class Config:
     full: bool = False
     """The published architectures (random weights, bfloat16) instead of the embedded decoders; needs a GPU."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    vaes: tuple[str, ...] = ()
+    """Only these: wan2.1, wan2.2 (with --full), cogvideox."""
+    sizes: tuple[str, ...] = ()
+    """Only these, as HEIGHTxWIDTH in pixels; with --full any size will do."""
+    frames: tuple[int, ...] = ()
+    """Only these numbers of frames; with --full any 1 + 4 k will do."""
+    losses: tuple[str, ...] = ()
+    """Default: mse; with --full mse and lpips."""
+    minutes: float | None = None
+    """Start no new case after so many minutes; what is missing is measured when it is run again."""
     rounds: int = 3
     """Timed repetitions of each case."""
-    bias: bool = True
-    """Measure the gradient bias first."""
+    phases: tuple[Phase, ...] = ("bias", "error", "memory", "time", "predict")
+    """What to do; predictions need no GPU and may be made elsewhere."""
     out: Path = ROOT / "results"
-    """Folder of the records, the table (bench-<device>.md) and the figure (bench-<device>.png)."""
+    """Folder of the records, and of tables and figures (bench-[full-]<device>*)."""
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.full, self.device, self.vaes, self.sizes, self.frames, self.losses)
 
 
 def main(config: Config) -> None:
+    deadline = float("inf") if config.minutes is None else time.time() + 60 * config.minutes
+    check(config)
+    todo = stages(config.selection)
+    made_by = provenance(config.device if "memory" in config.phases or "time" in config.phases else "cpu")
+    if "bias" in config.phases and not config.full:
+        bias(config)
+    everything = [case for stage in todo for case in stage]
+    at_once = 1 if made_by["cuda"] else os.cpu_count() or 1  # memory and errors on a CPU do not disturb each other
+    if "error" in config.phases:
+        compared = [c for c in everything if has_error(c)]
+        together = [[c for c in compared if c.video == video] for video in videos(compared)]
+
+        def error(same_video: list[Case]) -> None:
+            measure_errors(same_video, config.out / "gradient_error", made_by)
+
+        in_parallel(error, together, at_once, deadline, "gradient error")
+    for number, stage in enumerate(todo):
+        if "memory" in config.phases:
+            measured = [c for c in stage if measurable(c)]
+            memory = partial(keep, peak, folder=config.out / "memory", made_by=made_by)
+            in_parallel(memory, measured, at_once, deadline, "peak memory")
+        if "time" in config.phases and any(is_timed(c) and measurable(c) for c in stage) and time.time() < deadline:
+            measure_time(config, number, made_by["command"], deadline)
+    if "predict" in config.phases:
+        # Full size: only beside what was measured. A card waits for no prediction that nobody compares.
+        wanted = [c for c in everything if is_predicted(c)]
+        wanted = [c for c in wanted if not config.full or (config.out / "memory" / f"{c.name}.json").exists()]
+        prediction = partial(keep, predict, folder=config.out / "prediction", made_by=provenance("cpu"))
+        in_parallel(prediction, wanted, os.cpu_count() or 1, deadline, "prediction")
+    name = f"bench-{'full-' if config.full else ''}{torch.device(config.device).type}"
+    text = report(config.out, everything, name)
+    (config.out / f"{name}.md").write_text(text)
+    curves(config.out, everything, config.out / f"{name}.png")
+    frontier(config.out, everything, config.out / f"{name}-frontier.png")
+    print(text)
+    print(f"Written: {name}.md, {name}.png and {name}-frontier.png in {config.out.name}/, one record per case beside.")
+
+
+def check(config: Config) -> None:
+    """Bad settings are told before any work."""
     device = torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    measures = {"memory", "time"} & set(config.phases)
+    if device.type == "cuda" and measures and not torch.cuda.is_available():
         raise ValueError(
             f"--device {config.device} was asked for, but this PyTorch sees no CUDA device: pass --device cpu."
         )
@@ -52,33 +122,50 @@ def main(config: Config) -> None:
         )
     if config.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {config.rounds}.")
-    if config.bias:
-        for vae in ("wan2.1", "cogvideox"):
-            print(f"== gradient bias, {vae}", flush=True)
-            result = (config.out / "gradient_bias" / f"{vae}.json").resolve()
-            # Half the default crops, so that the whole job stays within ten minutes on two cores.
-            command = [sys.executable, "analysis/gradient_bias.py", "--vae", vae, "--crops", "3"]
-            run([*command, "--device", config.device, "--out", str(result)])
-    made_by = provenance(config.device)
-    todo = cases(config.device, config.full)
-    for case in track(todo, description="peak memory", console=Console(stderr=True)):
-        measure_memory(case, config.out / "memory", made_by)
+    if config.minutes is not None and not config.minutes > 0:
+        raise ValueError(f"--minutes must be positive, got {config.minutes}.")
+
+
+def bias(config: Config) -> None:
+    """``analysis/gradient_bias.py`` on few crops; its own default has more, and is kept elsewhere."""
+    for vae in config.vaes or tuple(EMBEDDED):
+        print(f"== gradient bias, {vae}", flush=True)
+        result = (config.out / "gradient_bias" / f"{vae}-bench.json").resolve()
+        command = [sys.executable, "analysis/gradient_bias.py", "--vae", vae, "--crops", "2", "--losses", "mse"]
+        run([*command, "--device", config.device, "--out", str(result)])
+
+
+def in_parallel(
+    work: Callable[[Item], object], items: Sequence[Item], at_once: int, deadline: float, description: str
+) -> None:
+    """Work that starts a fresh process for each item, several at once; no new one after the deadline."""
+
+    def one(item: Item) -> None:
+        if time.time() < deadline:
+            work(item)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = [pool.submit(one, item) for item in items]
+        try:
+            for job in track(as_completed(jobs), description, total=len(jobs), console=Console(stderr=True)):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def measure_time(config: Config, stage: int, command: str, deadline: float) -> None:
     print("== time", flush=True)
     run(
         [sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
         + ["--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
-        CHOPGRAD_BENCH_DEVICE=config.device,
-        CHOPGRAD_BENCH_FULL=str(int(config.full)),
+        CHOPGRAD_BENCH_SELECTION=config.selection.to_json(),
+        CHOPGRAD_BENCH_STAGE=str(stage),
         CHOPGRAD_BENCH_ROUNDS=str(config.rounds),
         CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()),
-        CHOPGRAD_BENCH_COMMAND=made_by["command"],
+        CHOPGRAD_BENCH_COMMAND=command,
+        CHOPGRAD_BENCH_DEADLINE=str(deadline),
     )
-    name = f"bench-{'full-' if config.full else ''}{device.type}"
-    text = report(config.out, todo)
-    (config.out / f"{name}.md").write_text(text)
-    figure(config.out, todo, config.out / f"{name}.png")
-    print(text)
-    print(f"Written: {name}.md and {name}.png in {config.out.name}/, one record per case in memory/ and time/.")
 
 
 def run(command: list[str], **environment: str) -> None:

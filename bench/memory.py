@@ -12,28 +12,28 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case, Subject
+from bench.cases import Case
+from bench.subject import Subject
 from chopgrad.memory import PeakMemory
 from suite.records import read_record, write_record
 
 # The server imports everything once; each case runs in a fresh fork of it, in which CUDA was never initialised.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["bench.memory", "bench.cases"])
+_PROCESSES.set_forkserver_preload(["bench.memory", "bench.predict", "bench.error"])
+
+Work = Callable[[Case], dict[str, Any]]
 
 
-def measure_memory(case: Case, folder: Path, made_by: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of a case, measured now or read back from an earlier run of the same code on the same device.
-
-    ``peak_bytes`` is what the loss and its backward pass add to weights, latents and target. Running out of memory is
-    a result like any other: ``out_of_memory`` is then true and there is no peak.
+def keep(work: Work, case: Case, folder: Path, made_by: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of a case: from a fresh process, or from the record of an earlier run of the same code on this device.
 
     Raises:
-        RuntimeError: the process of the case failed for another reason, with that reason.
+        RuntimeError: the process of the case failed for another reason than memory, with that reason.
     """
     path = folder / f"{case.name}.json"
     metrics = finished(path, case, made_by)
     if metrics is None:
-        metrics = in_fresh_process(_peak, case)
+        metrics = in_fresh_process(work, case)
         write_record(path, case.settings(), metrics, made_by)
     return metrics
 
@@ -48,7 +48,8 @@ def finished(path: Path, case: Case, made_by: dict[str, Any]) -> dict[str, Any] 
     return old.metrics if same and not made_by["dirty"] and old.settings == case.settings() else None
 
 
-def in_fresh_process(work: Callable[[Case], dict[str, Any]], case: Case) -> dict[str, Any]:
+def in_fresh_process(work: Work, case: Case) -> dict[str, Any]:
+    """What ``work`` returns. Running out of memory is a result like any other: ``out_of_memory`` is then true."""
     receiver, sender = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=_report, args=(work, case, sender))
     process.start()
@@ -67,7 +68,27 @@ def in_fresh_process(work: Callable[[Case], dict[str, Any]], case: Case) -> dict
     return outcome
 
 
-def _report(work: Callable[[Case], dict[str, Any]], case: Case, sender: Connection) -> None:
+def peak(case: Case) -> dict[str, Any]:
+    """``peak_bytes`` is what the loss and its backward pass add to weights, latents and target."""
+    subject = Subject(case)
+    resident = _resident_bytes()
+    with PeakMemory(case.device) as memory:
+        loss, gradient = subject.run()
+    return {
+        "out_of_memory": False,
+        "peak_bytes": memory.peak_bytes,
+        "weights_bytes": sum(p.nbytes for p in subject.decoder.parameters()),
+        "latents_bytes": subject.latents.nbytes,
+        # The high-water mark of the process is only as fine as its allocator; it is there as a check.
+        "resident_growth_bytes": max(0, _resident_bytes() - resident),
+        "loss": loss.item(),
+        "gradient_norm": gradient.float().norm().item(),
+    }
+
+
+def _report(work: Work, case: Case, sender: Connection) -> None:
+    if torch.device(case.device).type == "cpu":
+        torch.set_num_threads(1)  # several cases are at work, one a core
     try:
         outcome: dict[str, Any] | str = work(case)
     except torch.OutOfMemoryError:
@@ -76,22 +97,6 @@ def _report(work: Callable[[Case], dict[str, Any]], case: Case, sender: Connecti
         outcome = f"{type(error).__name__}: {error}"
     sender.send(outcome)
     sender.close()
-
-
-def _peak(case: Case) -> dict[str, Any]:
-    subject = Subject(case)
-    resident = _resident_bytes()
-    with PeakMemory(case.device) as memory:
-        loss, gradient = subject.run()
-    return {
-        "out_of_memory": False,
-        "peak_bytes": memory.peak_bytes,
-        "weights_bytes": sum(p.numel() * p.element_size() for p in subject.decoder.parameters()),
-        # The high-water mark of the process is only as fine as its allocator; it is there as a check.
-        "resident_growth_bytes": max(0, _resident_bytes() - resident),
-        "loss": loss.item(),
-        "gradient_norm": gradient.float().norm().item(),
-    }
 
 
 def _resident_bytes() -> int:

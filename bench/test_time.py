@@ -15,17 +15,26 @@ from statistics import median
 import pytest
 import torch
 
-from bench.cases import Case, Subject, cases, label, strategies
+from bench.cases import STRATEGIES, Case, Method, label, measurable
 from bench.memory import finished
+from bench.selection import Selection, is_timed, stages
+from bench.subject import Subject
 from chopgrad import Chop, Exact, Full, Strategy
 from suite.bootstrap import mean_interval
 from suite.pairwise import pairwise_gradients, truncated
 from suite.records import provenance, write_record
 
-DEVICE = os.environ.get("CHOPGRAD_BENCH_DEVICE", "cpu")
+SELECTION = Selection.from_json(os.environ.get("CHOPGRAD_BENCH_SELECTION", "{}"))
+STAGE = int(os.environ.get("CHOPGRAD_BENCH_STAGE", "0"))
 ROUNDS = int(os.environ.get("CHOPGRAD_BENCH_ROUNDS", "3"))
 RESULTS = Path(os.environ.get("CHOPGRAD_BENCH_RESULTS", "results"))
-CASES = cases(DEVICE, full=os.environ.get("CHOPGRAD_BENCH_FULL") == "1")
+DEADLINE = float(os.environ.get("CHOPGRAD_BENCH_DEADLINE", "inf"))
+CASES = sorted(
+    (c for c in stages(SELECTION)[STAGE] if is_timed(c) and measurable(c)),
+    key=lambda c: (c.vae, c.loss, c.frames, c.height),  # the video made ready serves all its cases
+)
+REFERENCES: tuple[Strategy, ...] = (Full(), Exact(), Exact(offload=True), Exact(offload=True, pieces=True))
+"""What times are compared with: the first that fits."""
 PARITY = 1e-3
 """Largest relative difference of float32 gradients that rounding may explain."""
 
@@ -34,30 +43,33 @@ class Laboratory:
     """The video last made ready, shared by the cases that follow each other, and what was checked."""
 
     def __init__(self) -> None:
-        self.made_by = provenance(DEVICE)
+        self.made_by = provenance(SELECTION.device)
         self.made_by["command"] = os.environ.get("CHOPGRAD_BENCH_COMMAND", self.made_by["command"])
         self.checked: set[str] = set()
         self.subject: Subject | None = None
-        self.reference: Strategy = Full()
+        self.reference: Strategy | None = None
 
     def prepare(self, case: Case) -> Subject:
         if case.vae not in self.checked:
             self.subject = None
             check_gradients(case)
             self.checked.add(case.vae)
-        if self.subject is None or replace(self.subject.case, strategy=case.strategy) != case:
+        if self.subject is None or self.subject.case.video != case.video:
             self.subject = None  # before the next one is built
             self.subject = Subject(case)
-            self.reference = Full() if fits(self.subject, Full()) else Exact()
+            self.reference = next((r for r in REFERENCES if fits(self.subject, r)), None)
         return self.subject
 
 
-def fits(subject: Subject, strategy: Strategy) -> bool:
+def fits(subject: Subject, method: Method) -> bool:
     try:
-        subject.run(strategy)
+        subject.run(method)
     except torch.OutOfMemoryError:
-        return False
-    return True
+        pass  # the traceback holds the tensors, so the cache is emptied after it is gone
+    else:
+        return True
+    torch.cuda.empty_cache()
+    return False
 
 
 def check_gradients(case: Case) -> None:
@@ -67,11 +79,14 @@ def check_gradients(case: Case) -> None:
         AssertionError: one differs by more than rounding; names it.
     """
     subject = Subject(
-        replace(case, frames=17, height=64, width=64, dtype="float32", loss="mse", trainable_decoder=False)
+        replace(case, frames=17, height=32, width=32, dtype="float32", loss="mse", trainable_decoder=False)
     )
-    (pairs,) = pairwise_gradients(subject.decoder, subject.latents, subject.target.to(DEVICE), [subject.loss_fn])
+    target = subject.target.to(case.device)
+    (pairs,) = pairwise_gradients(subject.decoder, subject.latents, target, [subject.loss_fn])
     groups = subject.decoder.frame_groups(subject.latents.shape[2])
-    for strategy in strategies(DEVICE):
+    for strategy in STRATEGIES:
+        if not measurable(replace(case, strategy=strategy)):
+            continue
         distance, block = (strategy.distance, strategy.block) if isinstance(strategy, Chop) else (len(groups), 1)
         _, gradient = subject.run(strategy)
         expected = torch.zeros_like(gradient)
@@ -91,40 +106,47 @@ def test_time(case: Case, laboratory: Laboratory, benchmark) -> None:
     path = RESULTS / "time" / f"{case.name}.json"
     if finished(path, case, laboratory.made_by):
         pytest.skip("measured before, with the same code on the same device")
+    if time.time() > DEADLINE:
+        pytest.skip("no time is left: run it again to go on")
+    memory = finished(RESULTS / "memory" / f"{case.name}.json", case, laboratory.made_by)
+    # What ran out of host memory in its own process would take this one with it.
+    metrics = None if memory and memory["out_of_memory"] else measure(case, laboratory, benchmark)
+    write_record(path, case.settings(), metrics or {"out_of_memory": True}, laboratory.made_by)
+    if metrics is None:
+        pytest.skip("out of memory: recorded as such")
+    benchmark.extra_info |= {"ratio_to_reference": metrics["ratio_to_reference"], "reference": metrics["reference"]}
+
+
+def measure(case: Case, laboratory: Laboratory, benchmark) -> dict | None:
+    """Times of the case and of the reference in alternation; None when one of them runs out of memory."""
     subject = laboratory.prepare(case)
+    reference = laboratory.reference
+    if reference is None or not fits(subject, case.strategy):  # this is also the warm-up
+        return None
     references: list[float] = []
     times: list[float] = []
-    try:
-        subject.run(case.strategy)
-        benchmark.pedantic(
-            lambda: times.append(seconds(subject, case.strategy)),
-            setup=lambda: references.append(seconds(subject, laboratory.reference)),
-            rounds=ROUNDS,
-        )
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        write_record(path, case.settings(), {"out_of_memory": True}, laboratory.made_by)
-        pytest.skip("out of memory: recorded as such")
-    ratios = [a / b for a, b in zip(times, references, strict=True)]
-    metrics = {
+    benchmark.pedantic(
+        lambda: times.append(seconds(subject, case.strategy)),
+        setup=lambda: references.append(seconds(subject, reference)),
+        rounds=ROUNDS,
+    )
+    return {
         "out_of_memory": False,
         "seconds_median": median(times),
         "seconds": times,
-        "reference": label(laboratory.reference),
+        "reference": label(reference),
         "reference_seconds": references,
-        "ratio_to_reference": list(mean_interval(ratios)),
+        "ratio_to_reference": list(mean_interval([a / b for a, b in zip(times, references, strict=True)])),
         "rounds": ROUNDS,
     }
-    benchmark.extra_info |= {"ratio_to_reference": metrics["ratio_to_reference"], "reference": metrics["reference"]}
-    write_record(path, case.settings(), metrics, laboratory.made_by)
 
 
-def seconds(subject: Subject, strategy: Strategy) -> float:
+def seconds(subject: Subject, method: Method) -> float:
     on_cuda = subject.latents.is_cuda
     if on_cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    subject.run(strategy)
+    subject.run(method)
     if on_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

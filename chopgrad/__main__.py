@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             loss=options.loss,
             dtype=getattr(torch, options.dtype),
             trainable_decoder=options.trainable_decoder,
+            checkpoint=None if options.checkpoint == "none" else options.checkpoint,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
     command.add_argument("--trainable-decoder", action="store_true", help="gradients of decoder parameters too")
+    inside = "recomputed inside a group (default: best, nothing and, where pieces are walked, also frame)"
+    command.add_argument("--checkpoint", choices=["best", "none", "frame", "residual", "block"], default="best", help=inside)
     command.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -72,10 +75,11 @@ def _bytes(text: str) -> int:
 
 
 def _label(prediction: Prediction) -> str:
-    """The strategy as written in code, without settings left at their default."""
+    """The strategy (and the decoder's checkpoint) as written in code, without settings left at their default."""
     strategy = prediction.strategy
     changed = [f.name for f in dataclasses.fields(strategy) if getattr(strategy, f.name) != f.default]
-    return f"{type(strategy).__name__}({', '.join(f'{name}={getattr(strategy, name)}' for name in changed)})"
+    words = f"{type(strategy).__name__}({', '.join(f'{name}={getattr(strategy, name)}' for name in changed)})"
+    return words + (f", checkpoint='{prediction.checkpoint}'" if prediction.checkpoint else "")
 
 
 def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: Prediction | None) -> str:
@@ -92,7 +96,8 @@ def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: P
         "",
         *lines,
         "",
-        "device: peak with the decoder's weights; compute: passes relative to full back-propagation.",
+        "device: peak with the decoder's weights; compute: passes relative to full back-propagation;",
+        "checkpoint: of decoder_for(vae, checkpoint=...).",
         "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and the model that makes the latents.",
     ]
     if best is not None:

@@ -231,7 +231,7 @@ class Sweep:
 
     def _initial_carry(self) -> Carry:
         state = self.decoder.initial_state()
-        return [(state, None)] if self._whole else [*state, None]
+        return self.room.put([(state, None)] if self._whole else [*state, None])
 
     def _latent(self, i: int) -> Tensor:
         return self.latents[:, :, self.groups[i].latents]

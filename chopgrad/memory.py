@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory:
@@ -36,6 +36,12 @@ class PeakMemory:
         """The same for tensors in host memory, where ``device`` is another one; not known on CUDA."""
         self._at_entry = 0
         self._storages: LiveStorages | None = None
+
+    def live_bytes(self, device_type: str) -> int:
+        """What is alive now of the storages that were made in the block. Not for CUDA: ask its allocator."""
+        if self._storages is None:
+            raise RuntimeError("live_bytes is known inside the block only, and where the device is not CUDA.")
+        return self._storages.live[device_type]
 
     def __enter__(self) -> PeakMemory:
         if self.device.type == "cuda":
@@ -94,11 +100,10 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Inputs are noted first: an operator that only views or changes one of them makes no new storage.
-        before = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        before = {id(x.untyped_storage()) for x in _tensors((args, tuple((kwargs or {}).values())))}
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._add(x.untyped_storage(), x.device.type, before)
+        for x in _tensors(out):
+            self._add(x.untyped_storage(), x.device.type, before)
         return out
 
     def _add(self, storage: torch.UntypedStorage, device: str, before: set[int]) -> None:
@@ -114,3 +119,12 @@ class LiveStorages(TorchDispatchMode):
     def _remove(self, key: int, device: str, size: int) -> None:
         self._known.pop(key, None)
         self.live[device] -= size
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results: it takes and gives tensors, and lists of them."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, list | tuple):
+        for y in x:
+            yield from _tensors(y)

@@ -8,6 +8,7 @@ on how far the host runs ahead. What comes back can be fetched ahead of its use.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch.utils._pytree import tree_map_only
 class Waiting:
     """A tensor in host memory, and its copy on the device while it leaves or once it is on its way back."""
 
-    __slots__ = ("arrived", "host", "on_device")
+    __slots__ = ("arrived", "host", "in_use", "on_device")
 
     def __init__(self, host: Tensor) -> None:
         self.host = host
         self.on_device: Tensor | None = None
         self.arrived: torch.cuda.Event | None = None
+        self.in_use: weakref.ref[Tensor] | None = None
+        """The device copy handed out last: while somebody holds it, it need not be fetched again."""
 
 
 class WaitingRoom:
@@ -73,6 +76,8 @@ class WaitingRoom:
         return waiting
 
     def _fetch(self, waiting: Waiting) -> Waiting:
+        if waiting.on_device is None and waiting.in_use is not None:
+            waiting.on_device = waiting.in_use()
         if waiting.on_device is None:
             # Memory of the computing stream: it is free for reuse in the order of the computation.
             waiting.on_device = torch.empty_like(waiting.host, device=self.device)
@@ -87,6 +92,7 @@ class WaitingRoom:
         self._await(waiting)
         x, waiting.on_device = waiting.on_device, None
         assert x is not None
+        waiting.in_use = weakref.ref(x)
         return x
 
     def _copy(self, waiting: Waiting, to: Tensor, source: Tensor) -> None:

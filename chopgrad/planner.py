@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil, isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
-from chopgrad.decoders import DECODERS, CausalDecoder, decoder_for
+from chopgrad.decoders import DECODERS, CausalDecoder, Checkpoint, decoder_for
+from chopgrad.decoders.base import FrameGroup
 from chopgrad.loss import frame_loss, framewise
 from chopgrad.memory import PeakMemory
 from chopgrad.strategies import Chop, Exact, Full, Strategy
@@ -44,6 +48,7 @@ class Prediction:
 
     Attributes:
         strategy: the strategy.
+        checkpoint: what the decoder recomputes inside a group (``decoder_for(vae, checkpoint=...)``).
         device_bytes: predicted peak on the device, the decoder's weights included.
         host_bytes: predicted peak of what waits in host memory.
         relative_compute: forward and backward passes of the decoder (a backward counts as two forwards), as a ratio to
@@ -56,6 +61,7 @@ class Prediction:
     host_bytes: int
     relative_compute: float
     distance: int | None
+    checkpoint: Checkpoint = None
 
 
 def default_strategies(groups: int) -> list[Strategy]:
@@ -83,6 +89,7 @@ def plan(
     dtype: torch.dtype = torch.bfloat16,
     trainable_decoder: bool = False,
     strategies: Sequence[Strategy] | None = None,
+    checkpoint: Checkpoint | Literal["best"] = "best",
 ) -> list[Prediction]:
     """Predict memory and compute of strategies for a video of ``frames`` frames of ``height`` x ``width`` pixels.
 
@@ -90,30 +97,42 @@ def plan(
         vae: a name in ``ARCHITECTURES``, a folder with a config.json, or a hub id.
         loss: ``"mse"``, or ``"lpips"`` (the shapes of VGG-16, frame by frame with recomputation).
         trainable_decoder: gradients of all decoder parameters are wanted too.
-        strategies: default: ``default_strategies``.
+        strategies: default: ``default_strategies``. An ``Exact`` whose ``every`` is left open is taken to keep every
+            state.
+        checkpoint: what the decoder recomputes inside a group; ``"best"``: nothing, and for strategies that walk pieces
+            also ``"frame"``.
 
     Raises:
         ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits.
 
-    Cost: some seconds per strategy. Memory is linear in the number of groups once a strategy's window is full, so short
-    videos are followed and the rest is that line; with ``every`` the states kept at one time are counted.
+    Cost: about a second per strategy. Memory is linear in the number of groups once a strategy's window is full, so a
+    few groups are followed and the rest is that line; with ``every`` the states kept at one time are counted.
     """
     with FakeTensorMode(), torch.device("meta"):
-        decoder = decoder_for(_build(vae, dtype).eval().requires_grad_(trainable_decoder))
+        model = _build(vae, dtype).eval().requires_grad_(trainable_decoder)
+        decoder = decoder_for(model)
         latent_frames = _latent_frames(decoder, frames)
         factor = _spatial_factor(decoder, dtype)
         if min(height, width) < 1 or height % factor or width % factor:
             raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
         size = (height // factor, width // factor)
-        setting = _Setting(decoder, size, (height, width), _loss(loss, (height, width), dtype), dtype)
         groups = len(decoder.frame_groups(latent_frames))
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
+        loss_fn = _loss(loss, (height, width), dtype)
+
+        @lru_cache
+        def setting(checkpoint: Checkpoint) -> _Setting:
+            return _Setting(decoder_for(model, checkpoint=checkpoint), size, (height, width), loss_fn, dtype)
+
         predictions = []
         for strategy in default_strategies(groups) if strategies is None else strategies:
-            device, host = setting.peaks(strategy, latent_frames)
             distance = strategy.distance if isinstance(strategy, Chop) and strategy.distance < groups - 1 else None
             compute = relative_compute(strategy, groups)
-            predictions.append(Prediction(strategy, weights + device, host, compute, distance))
+            best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
+            for inside in best if checkpoint == "best" else (checkpoint,):
+                device, host = setting(inside).peaks(strategy, latent_frames)
+                passes = compute + (0 if inside in (None, "frame") else _once_more(strategy, groups))
+                predictions.append(Prediction(strategy, weights + device, host, passes, distance, inside))
         return predictions
 
 
@@ -140,7 +159,14 @@ def relative_compute(strategy: Strategy, groups: int) -> float:
     return (forwards + 2 * visits) / 3
 
 
-@dataclass
+def _once_more(strategy: Strategy, groups: int) -> float:
+    """What one more forward pass in every backward pass adds to ``relative_compute``; pieces are not recomputed."""
+    settings = strategy.plan()
+    block = min(settings.block or groups, groups)
+    return 0.0 if settings.pieces else (1 + min(settings.distance, groups - 1) / block) / 3
+
+
+@dataclass(eq=False)
 class _Setting:
     """Everything but strategy and length, on fake tensors."""
 
@@ -153,41 +179,87 @@ class _Setting:
     def peaks(self, strategy: Strategy, latent_frames: int) -> tuple[int, int]:
         """(device, host) bytes beyond the weights."""
         settings = strategy.plan()
-        last = self.decoder.frame_groups(latent_frames)[-1].latents
-        step = last.stop - last.start
-        groups = len(self.decoder.frame_groups(latent_frames))
-        if (settings.every or 1) > 1:
-            kept = ceil(groups / settings.every) + min(settings.every, groups)
-            shorter = latent_frames - step * max(0, groups - kept)
+        groups = self.decoder.frame_groups(latent_frames)
+        step = groups[-1].latents.stop - groups[-1].latents.start
+        if settings.every is not None and settings.every > 1:
+            kept = ceil(len(groups) / settings.every) + min(settings.every, len(groups))
+            shorter = latent_frames - step * max(0, len(groups) - kept)
             return self.peaks(Exact(settings.offload, pieces=settings.pieces), shorter)
-        # The first two groups are smaller than the others, so the second block is the first of full size.
-        short = 2 * (settings.block or 2) + settings.distance + 1
-        if groups <= short + 1:
-            return self._run(strategy, latent_frames)
-        device, host = self._run(strategy, latent_frames - step * (groups - short - 1))
+        # With Wan the first two groups are smaller than the others, with CogVideoX none is, but the first has no state.
+        smaller = groups[0].frame_count < groups[-1].frame_count
         if settings.block is None:
-            before = self._run(strategy, latent_frames - step * (groups - short))
-            growth = (device - before[0], host - before[1])
+            enough = 4 + settings.recompute
         else:
+            enough = settings.block + settings.distance + (1 if smaller else settings.block + 1)
+        beyond = len(groups) - enough
+        if beyond <= 1:
+            return self._run(strategy, latent_frames).peaks
+        if settings.block is None:
+            run = self._run(strategy, latent_frames - step * beyond)
+            growth = run.growth
+        else:
+            run = self._run(strategy, step * enough if smaller else latent_frames - step * beyond, steady=smaller)
             growth = (2 * step * self.latent_bytes, 0)  # only latents and their gradient are as long as the video
-        return device + growth[0] * (groups - short - 1), host + growth[1] * (groups - short - 1)
+        return run.peaks[0] + growth[0] * beyond, run.peaks[1] + growth[1] * beyond
 
     @property
     def latent_bytes(self) -> int:
         """Bytes of one latent frame."""
         return self.decoder.latent_channels * self.latent_size[0] * self.latent_size[1] * self.dtype.itemsize
 
-    def _run(self, strategy: Strategy, latent_frames: int) -> tuple[int, int]:
-        z = torch.zeros(1, self.decoder.latent_channels, latent_frames, *self.latent_size, dtype=self.dtype)
-        z.requires_grad_()
+    @lru_cache  # noqa: B019  (lives as long as the call of plan)
+    def _run(self, strategy: Strategy, latent_frames: int, steady: bool = False) -> _Run:
+        decoder = _in_mid_video(self.decoder, self._latents(3)) if steady else self.decoder
+        z = self._latents(latent_frames).requires_grad_()
+        live: list[tuple[int, int]] = []
 
         def target(frames: slice) -> Tensor:
             return torch.zeros(1, 3, frames.stop - frames.start, *self.size, dtype=self.dtype)
 
-        parameters = [p for p in self.decoder.parameters() if p.requires_grad]
+        def loss_fn(frames: Tensor, target: Tensor) -> Tensor:
+            live.append((memory.live_bytes("meta"), memory.live_bytes("cpu")))
+            return self.loss_fn(frames, target)
+
+        parameters = [p for p in decoder.parameters() if p.requires_grad]
         with PeakMemory("meta") as memory:
-            torch.autograd.grad(frame_loss(self.decoder, z, target, self.loss_fn, strategy), [z, *parameters])
-        return memory.peak_bytes + z.nbytes, memory.host_peak_bytes or 0
+            torch.autograd.grad(frame_loss(decoder, z, target, loss_fn, strategy), [z, *parameters])
+        count = len(decoder.frame_groups(latent_frames))
+        # The first calls of the loss are those of the forward pass: what stays alive of one group lies between two. The
+        # last of them is no witness when recomputing: its group is swept at once.
+        end = max(1, count - strategy.plan().recompute)
+        last, before = live[end - 1], live[max(0, end - 2)]
+        growth = (last[0] - before[0] + 2 * self.latent_bytes * (z.shape[2] // count), last[1] - before[1])
+        return _Run((memory.peak_bytes + z.nbytes, memory.host_peak_bytes or 0), growth)
+
+    def _latents(self, latent_frames: int) -> Tensor:
+        return torch.zeros(1, self.decoder.latent_channels, latent_frames, *self.latent_size, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """(device, host) bytes: the peaks of a short video, and what each further group adds."""
+
+    peaks: tuple[int, int]
+    growth: tuple[int, int]
+
+
+def _in_mid_video(decoder: CausalDecoder, latents: Tensor) -> CausalDecoder:
+    """The decoder after some latents: every group is of full size, and so is the state that enters the first."""
+    groups = decoder.frame_groups(latents.shape[2])
+    state = decoder.initial_state()
+    with torch.no_grad():
+        for group in groups:
+            _, state = decoder.step(latents[:, :, group.latents], state)
+    step, frames = groups[-1].latents.stop - groups[-1].latents.start, groups[-1].frame_count
+
+    def frame_groups(latent_frames: int) -> list[FrameGroup]:
+        spans = range(latent_frames // step)
+        return [FrameGroup(slice(i * step, (i + 1) * step), slice(i * frames, (i + 1) * frames)) for i in spans]
+
+    later: Any = copy(decoder)
+    later.frame_groups = frame_groups
+    later.initial_state = lambda: tree_map_only(Tensor, torch.clone, state)  # counted from here on
+    return later
 
 
 def _build(vae: str, dtype: torch.dtype) -> nn.Module:

@@ -3,9 +3,17 @@
 import pytest
 
 from bench.__main__ import Config, main
-from bench.cases import Case, Subject, cases, label
-from bench.memory import in_fresh_process, measure_memory
-from bench.summary import figure, report
+from bench.baselines import BASELINES, FirstLatents, IsolatedLatents, SavedOnCpu
+from bench.cases import Case, is_exact, label, measurable
+from bench.error import measure_errors
+from bench.memory import in_fresh_process, keep, peak
+from bench.predict import predict
+from bench.report import report
+from bench.results import Results
+from bench.selection import Selection, cases, has_error, is_predicted, is_timed, stages
+from bench.subject import Subject
+from bench.targets import targets
+from bench.verdict import Verdict
 from chopgrad import Chop, Exact, Full
 from suite.records import provenance, read_record, write_record
 
@@ -15,10 +23,52 @@ MADE_BY = provenance() | {"dirty": False}
 
 @pytest.mark.parametrize("full", [False, True])
 def test_cases_have_names_of_their_own(full):
-    found = cases("cuda", full)
+    found = cases(Selection(full, "cuda" if full else "cpu"))
     names = [case.name for case in found]
     assert len(set(names)) == len(names) > 50
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.-x") for name in names)
+
+
+def test_the_full_sweep_is_complete_and_begins_with_what_is_most_useful():
+    found = cases(Selection(full=True, device="cuda"))
+    for vae in ("full:wan2.1", "full:wan2.2", "full:cogvideox"):
+        for loss in ("mse", "lpips"):
+            here = [c for c in found if c.vae == vae and c.loss == loss]
+            assert {c.frames for c in here} >= {17, 33, 49, 97, 193}
+            assert len({(c.height, c.width) for c in here}) == 3
+            assert {Chop(d, block=w) for d in (0, 1, 2, 4) for w in (1, 4, 8)} < {c.strategy for c in here}
+            wanted = set(BASELINES) if "cogvideox" in vae else {b for b in BASELINES if "Upstream" not in label(b)}
+            assert {c.strategy for c in here if c.strategy in BASELINES} == wanted
+    first = stages(Selection(full=True, device="cuda"))[:2]
+    assert {(c.vae, c.frames, c.height, c.width) for c in first[0] + first[1]} == {
+        ("full:wan2.1", 17, 480, 832),
+        ("full:wan2.1", 97, 480, 832),
+    }
+    assert {Full(), Exact(offload=True, pieces=True), Chop(0), Chop(1)} < {c.strategy for c in first[0]}
+    assert all(is_timed(c) and is_predicted(c) and not has_error(c) for c in found)
+
+
+def test_a_selection_is_passed_on_and_narrows_the_cases():
+    selection = Selection(True, "cuda", vaes=("wan2.2",), sizes=("720x1280",), frames=(17,), losses=("mse",))
+    assert Selection.from_json(selection.to_json()) == selection
+    found = cases(selection)
+    assert {(c.vae, c.frames, c.height, c.width) for c in found} == {("full:wan2.2", 17, 704, 1280)}
+    only = cases(Selection(vaes=("cogvideox",), sizes=("40x40",)))
+    assert {(c.vae, c.height) for c in only} == {("cogvideox", 40)}
+    assert all(measurable(c) != (c.strategy in (SavedOnCpu(), Exact(True), Exact(True, pieces=True))) for c in only)
+
+
+@pytest.mark.parametrize("method", [Chop(0), Exact(offload=True, pieces=True), FirstLatents()], ids=label)
+def test_cases_of_the_full_sweep_run(method):
+    """The full-size architecture on a CPU, at a size that nobody would measure."""
+    (case,) = [
+        c
+        for c in cases(Selection(True, "cpu", vaes=("wan2.1",), sizes=("16x16",), frames=(5,), losses=("mse",)))
+        if c.strategy == method
+    ]
+    metrics = peak(case)
+    assert metrics["weights_bytes"] > 1e8  # 73 million parameters in bfloat16
+    assert metrics["gradient_norm"] > 0
 
 
 def test_labels():
@@ -28,15 +78,41 @@ def test_labels():
 
 
 def test_peak_memory_in_a_fresh_process_is_kept(tmp_path, monkeypatch):
-    metrics = measure_memory(CASE, tmp_path, MADE_BY)
+    metrics = keep(peak, CASE, tmp_path, MADE_BY)
     subject = Subject(CASE)
     assert metrics["weights_bytes"] == sum(p.nbytes for p in subject.decoder.parameters())
     assert 1e6 < metrics["peak_bytes"] < 1e9
     assert metrics["loss"] == pytest.approx(subject.run()[0].item(), rel=1e-5)
     monkeypatch.setattr("bench.memory.in_fresh_process", None)  # a second measurement would fail
-    assert measure_memory(CASE, tmp_path, MADE_BY) == metrics
+    assert keep(peak, CASE, tmp_path, MADE_BY) == metrics
     with pytest.raises(TypeError):
-        measure_memory(CASE, tmp_path, MADE_BY | {"commit": "another"})
+        keep(peak, CASE, tmp_path, MADE_BY | {"commit": "another"})
+
+
+@pytest.mark.parametrize("method", [Chop(1), Exact(), IsolatedLatents(), FirstLatents(1)], ids=label)
+def test_predictions_are_what_a_run_takes(method):
+    case = Case("wan2.1", 25, 16, 16, method)
+    assert predict(case)["peak_bytes"] == pytest.approx(peak(case)["peak_bytes"], rel=0.02)
+
+
+def test_what_waits_on_the_host_is_predicted_as_such():
+    full, saved = (predict(Case("wan2.1", 9, 16, 16, m)) for m in (Full(), SavedOnCpu()))
+    assert saved["peak_bytes"] < 0.5 * full["peak_bytes"]
+    assert saved["host_bytes"] > 0.5 * full["peak_bytes"]
+
+
+def test_gradient_errors_on_a_real_clip(tmp_path):
+    chosen = [Case("cogvideox", 33, 16, 16, m) for m in (Exact(), Chop(0), Chop(1), IsolatedLatents(), FirstLatents())]
+    measure_errors(chosen, tmp_path, MADE_BY, crops=1)
+    exact, zero, one, isolated, first = (read_record(tmp_path / f"{c.name}.json").metrics for c in chosen)
+    assert exact["relative_error"][0] < 1e-4
+    assert 0.01 < one["relative_error"][0] < zero["relative_error"][0] < 1
+    assert one["frames_compared"] == 33 and one["frames_rms_difference"][0] == 0
+    assert isolated["frames_compared"] == 9 and isolated["frames_rms_difference"][0] > 1e-3
+    # The frames of the first latents are right, and so is the gradient of their loss; but it is not the whole gradient.
+    assert first["frames_compared"] == 9 and first["frames_rms_difference"][0] < 1e-5
+    assert first["relative_error_same_frames"][0] < 1e-4 < 0.1 < first["relative_error"][0]
+    assert is_exact(Exact()) and not is_exact(Chop(1)) and not is_exact(FirstLatents()) and is_exact(SavedOnCpu())
 
 
 def fails(case):
@@ -69,27 +145,116 @@ def test_a_video_that_the_decoder_does_not_give(frames, height):
         Subject(Case("cogvideox", frames, height, 16, Full()))
 
 
-def test_report_and_figure_show_what_is_there_and_what_is_missing(tmp_path):
-    chosen = [Case("wan2.1", n, 32, 32, s) for n in (9, 17) for s in (Full(), Chop(1))]
-    memory = {"out_of_memory": False, "peak_bytes": 3 * 2**20}
-    time = {"out_of_memory": False, "ratio_to_reference": [1.5, 1.4, 1.6], "reference": "Full()"}
-    for case in chosen[1:]:
-        write_record(tmp_path / "memory" / f"{case.name}.json", case.settings(), memory, MADE_BY)
-    write_record(tmp_path / "time" / f"{chosen[1].name}.json", chosen[1].settings(), time, MADE_BY)
-    write_record(tmp_path / "time" / f"{chosen[3].name}.json", chosen[3].settings(), {"out_of_memory": True}, MADE_BY)
-    text = report(tmp_path, chosen)
-    row = next(line for line in text.splitlines() if line.startswith("| Chop(1) "))
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
-        "3.0 MiB",
-        "3.0 MiB",
-        "1.50 [1.40, 1.60]",
-        "out of memory",
+def write(folder, kind, case, metrics):
+    write_record(folder / kind / f"{case.name}.json", case.settings(), metrics, MADE_BY)
+
+
+def memory(mib):
+    return {"out_of_memory": False, "peak_bytes": round(mib * 2**20), "weights_bytes": 2**20, "latents_bytes": 0}
+
+
+def prediction(mib):
+    return {"peak_bytes": round(mib * 2**20), "device_bytes": 0, "host_bytes": 0, "resident_bytes": 0}
+
+
+def time(mean, reference="Full()"):
+    ratio = [mean, mean - 0.1, mean + 0.1]
+    return {"out_of_memory": False, "ratio_to_reference": ratio, "reference": reference, "seconds_median": 1.0}
+
+
+def test_the_report_shows_what_is_there_and_what_is_missing(tmp_path):
+    methods = (Full(), Chop(1), Exact(offload=True), FirstLatents())
+    chosen = [Case("wan2.1", n, 32, 32, m) for n in (9, 17) for m in methods]
+    _, chop, offload, _, _, longer, _, _ = chosen
+    write(tmp_path, "memory", chop, memory(3))
+    write(tmp_path, "prediction", chop, prediction(3.3))
+    write(tmp_path, "time", chop, time(1.5))
+    write(tmp_path, "gradient_error", chop, {"relative_error": [0.4, 0.3, 0.5]})
+    write(tmp_path, "prediction", offload, prediction(2))
+    write(tmp_path, "memory", longer, {"out_of_memory": True})
+    text = report(tmp_path, chosen, "bench-cpu")
+    rows = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if "|" in line
+    }
+    assert rows["Chop(1)"] == ["3.0 MiB", "out of memory", "1.50 [1.40, 1.60]", "0.400 [0.300, 0.500]", "1.100"]
+    assert rows["Exact(offload)"][0] == "*p* 2.0 MiB"
+    assert rows["Full()"][0] == "not measured"
+    assert "NOT within 5 % in 1 cases" in text
+    assert "diffusers has no gradient checkpointing for Wan" in text
+    assert report(tmp_path / "nowhere", chosen, "bench-cpu") == "No case was measured.\n"
+    write(tmp_path, "prediction", chop, prediction(3.1))
+    assert "within 5 %" in report(tmp_path, chosen, "bench-cpu") and "NOT within" not in report(
+        tmp_path, chosen, "bench-cpu"
+    )
+
+
+def test_an_error_through_random_weights_is_not_shown(tmp_path):
+    case = Case("full:wan2.1", 17, 480, 832, Chop(1), dtype="bfloat16", device="cuda")
+    write(tmp_path, "memory", case, memory(3))
+    text = report(tmp_path, [case], "bench-full-cuda")
+    assert "n/a" in text and "random weights have no temporal locality" in text
+
+
+def verdicts(folder, chosen, predicted=None):
+    return {v.target: v for v in targets(Results(folder, chosen), predicted or folder / "nothing")}
+
+
+@pytest.mark.parametrize(("long", "verdict"), [(10.1, "reached"), (10.3, "NOT reached")])
+def test_constant_memory_is_judged(tmp_path, long, verdict):
+    chosen = [Case("wan2.1", n, 16, 16, m) for n in (25, 193) for m in (Chop(1), Chop(4), Exact(offload=True), Exact())]
+    for case in chosen:
+        is_long = case.frames == 193
+        if case.strategy == Exact(offload=True):
+            write(tmp_path, "prediction", case, prediction(5))
+        else:
+            write(tmp_path, "memory", case, memory(long if is_long else 10))
+    found = [v for v in targets(Results(tmp_path, chosen), tmp_path / "nothing") if "193 / 25" in v.target]
+    (first,) = [v for v in found if v.kind == "measured"]
+    assert first.verdict == verdict and "2 strategies" in first.numbers  # Exact() promises nothing
+    (second,) = [v for v in found if v.kind == "predicted"]
+    assert second.verdict == "reached" and "1.000 (Exact(offload))" in second.numbers
+
+
+def test_times_are_judged_and_a_cpu_decides_nothing_about_offloading(tmp_path):
+    methods = (Full(), Exact(), Exact(pieces=True), Exact(offload=True), Chop(1), Chop(1, block=8))
+    chosen = [Case("wan2.1", 33, 40, 40, m) for m in methods]
+    for case, mean in zip(chosen, (1.0, 1.3, 1.9, None, 1.4, 1.05), strict=True):
+        if mean:
+            write(tmp_path, "time", case, time(mean))
+    found = verdicts(tmp_path, chosen)
+    by_start = {t.split(":")[0]: v for t, v in found.items()}
+    assert by_start["Exact(offload) <= 1.40 of the time of Full()"].verdict == "not measured here"
+    assert "without transfers, Exact(): 1.30" in by_start["Exact(offload) <= 1.40 of the time of Full()"].numbers
+    look_ahead = by_start["Chop(1, block=8) takes less time than the paper's Chop(1)"]
+    assert look_ahead[1:] == ("reached", "1.05 [0.95, 1.15] against 1.40 [1.30, 1.50]", "measured")
+    on_gpu = [Case("full:wan2.1", 17, 256, 448, m, dtype="bfloat16", device="cuda") for m in methods]
+    for case, mean in zip(on_gpu, (1.0, 1.3, 1.9, 1.5, 1.4, 1.05), strict=True):
+        write(tmp_path, "time", case, time(mean))
+    found = {t.split(":")[0]: v for t, v in verdicts(tmp_path, on_gpu).items()}
+    assert found["Exact(offload) <= 1.40 of the time of Full()"].verdict == "NOT reached"
+    assert found["Exact(offload) takes less time than the paper's Chop(1)"].verdict == "NOT reached"
+
+
+def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
+    methods = (Full(), Chop(1), Exact(offload=True, pieces=True))
+    chosen = [Case("full:wan2.1", 97, 720, 1280, m, dtype="bfloat16", device="cuda") for m in methods]
+    name = "exact gradient in at most 16 GiB: full-size wan2.1, 97 frames of 720x1280"
+    assert verdicts(tmp_path, chosen)[name][1] == "not measured here"
+    settings = {"vae": "wan2.1", "frames": 97, "height": 720, "width": 1280}
+    rows = [
+        {"strategy": label(m), "device_bytes": g * 2**30, "distance": 1 if m == Chop(1) else None}
+        for m, g in zip(methods, (985, 100, 13), strict=True)
     ]
-    assert "not measured" in text
-    figure(tmp_path, chosen, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-    assert report(tmp_path / "nowhere", chosen) == "No case was measured.\n"
-    assert read_record(tmp_path / "memory" / f"{chosen[1].name}.json").settings["strategy"] == "Chop(1)"
+    write_record(tmp_path / "predicted" / "a.json", settings, {"predictions": rows}, MADE_BY)
+    found = verdicts(tmp_path, chosen, tmp_path / "predicted")[name]
+    assert found == Verdict(
+        name, "reached", "Exact(offload, pieces) 13.0 GiB; Full() 985.0 GiB (predicted), Chop(1) 100.0 GiB (predicted)",
+        "predicted",
+    )  # fmt: skip
+    write(tmp_path, "memory", chosen[2], memory(17 * 1024))
+    assert verdicts(tmp_path, chosen, tmp_path / "predicted")[name].verdict == "NOT reached"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +262,12 @@ def test_report_and_figure_show_what_is_there_and_what_is_missing(tmp_path):
     [
         ({"full": True, "device": "cpu"}, "--full measures the full-size decoders.*run it on a machine with a GPU"),
         ({"rounds": 0, "device": "cpu"}, "--rounds must be at least 1, got 0"),
+        ({"minutes": 0, "device": "cpu"}, "--minutes must be positive, got 0"),
+        ({"sizes": ("480",), "device": "cpu"}, "--sizes takes HEIGHTxWIDTH in pixels, such as 480x832; got '480'"),
+        ({"frames": (16,), "device": "cpu"}, r"--frames must be 1 \+ a multiple of 4, got 16"),
+        ({"losses": ("dists",), "device": "cpu"}, "--losses: 'dists' is unknown; pass some of mse"),
+        ({"vaes": ("wan2.2",), "device": "cpu"}, "--vaes: 'wan2.2' is not measured here; pass some of wan2.1, cogvid"),
+        ({"sizes": ("8x8",), "device": "cpu"}, "No case is left of vaes all, sizes"),
     ],
 )
 def test_bad_settings(settings, sentence):

@@ -10,7 +10,7 @@ from chopgrad.memory import PeakMemory
 from tests.models import VAES, build, latents_for
 from tests.test_gradient import case, compare
 
-MODES = ["block", "residual"]
+MODES = ["block", "residual", "frame"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -35,10 +35,12 @@ def test_in_an_ordinary_graph(name, mode):
 
     frames, gradients = result(mode)
     plain, expected = result(None)
-    assert torch.equal(frames, plain)
+    # Frame by frame a convolution of the upsampler may add up in another order.
+    tolerance = 1e-12 if mode == "frame" else 0.0
+    torch.testing.assert_close(frames, plain, rtol=tolerance, atol=tolerance)
     for got, wanted in zip(gradients, expected, strict=True):
         assert (got is None) == (wanted is None)
-        assert got is None or torch.equal(got, wanted)
+        assert got is None or (got - wanted).norm() <= tolerance * wanted.norm()
 
 
 @pytest.mark.parametrize("name", VAES)
@@ -52,9 +54,10 @@ def test_memory_falls_with_the_size_of_what_is_recomputed(name):
             chopgrad.frame_loss(decoder, z, target, F.mse_loss, Full()).backward()
         return memory.peak_bytes
 
-    plain, block, residual = peak(None), peak("block"), peak("residual")
-    assert block < 0.8 * plain
-    assert residual < 0.8 * plain
+    plain = peak(None)
+    assert peak("block") < 0.8 * plain
+    assert peak("residual") < 0.8 * plain
+    assert peak("frame") < 0.9 * plain  # without the float32 copies that it spares in lower precision
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -86,7 +89,7 @@ def test_blocks_and_pieces_are_the_same_chain():
 
 def test_bad_settings():
     vae = build("wan2.1")
-    with pytest.raises(ValueError, match=r"checkpoint must be 'block', 'residual' or None, got 'piece'"):
+    with pytest.raises(ValueError, match=r"checkpoint must be 'frame', 'residual', 'block' or None, got 'piece'"):
         chopgrad.decoder_for(vae, checkpoint="piece")
     z = latents_for(vae, 3).requires_grad_()
     target = torch.zeros_like(chopgrad.decoder_for(vae).decode(z.detach()))

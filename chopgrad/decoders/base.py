@@ -22,7 +22,7 @@ Piece = Callable[[Features, Any], tuple[Features, Any]]
 Blocks = list[list[list[Piece]]]
 """A decoder's blocks, each a list of units (a residual block, an attention, an upsampler), each a list of pieces."""
 
-Checkpoint = Literal["block", "residual"] | None
+Checkpoint = Literal["frame", "residual", "block"] | None
 
 
 class FrameGroup(NamedTuple):
@@ -47,15 +47,17 @@ class CausalDecoder(ABC):
         vae: the diffusers model, used in place: nothing is copied and no module attribute is changed.
         clamp: apply the clamp to [-1, 1] with which some VAEs end their decode. It zeroes the gradient of saturated
             pixels, so training often goes better without it.
-        checkpoint: in graphs of a step keep only what enters each ``"block"`` (a resolution level) or each
-            ``"residual"`` unit (a residual block, an attention, an upsampler) and recompute the rest in the backward
-            pass (non-reentrant checkpointing). One more forward pass; the same gradient. It works in any graph, also
-            without ``frame_loss``, and lowers A of the strategies that keep whole groups.
+        checkpoint: recompute parts of a step in the backward pass (non-reentrant checkpointing), in every graph, also
+            without ``frame_loss``; the gradient is the same. ``"block"`` keeps only what enters each resolution level,
+            ``"residual"`` what enters each residual block, attention and upsampler: one more forward pass, and less A
+            for the strategies that keep whole groups. ``"frame"`` recomputes norms, activations and Wan's spatial
+            upsampling, frame by frame unless frames are mixed (CogVideoX's norm): it costs no causal convolution
+            again, lowers the peak of a single piece too, and so goes with ``pieces=True``.
     """
 
     def __init__(self, vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = None) -> None:
-        if checkpoint not in (None, "block", "residual"):
-            raise ValueError(f"checkpoint must be 'block', 'residual' or None, got {checkpoint!r}.")
+        if checkpoint not in (None, "frame", "residual", "block"):
+            raise ValueError(f"checkpoint must be 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
         self.vae: Any = vae  # a diffusers model: its attributes are not typed
         self.clamp, self.checkpoint = clamp, checkpoint
 
@@ -102,7 +104,7 @@ class CausalDecoder(ABC):
         after: list[Any] = []
         for segment in self._segments():
             before = state[len(after) : len(after) + len(segment)]
-            if self.checkpoint is not None and torch.is_grad_enabled():
+            if self.checkpoint in ("residual", "block") and torch.is_grad_enabled():
                 features, new = checkpoint(_run, segment, features, before, use_reentrant=False)
             else:
                 features, new = _run(segment, features, before)
@@ -110,12 +112,24 @@ class CausalDecoder(ABC):
         return features[0], tuple(after)
 
     def _segments(self) -> list[list[Piece]]:
-        """What is recomputed at once: the pieces of a block, of a unit, or, without checkpointing, of everything."""
-        if self.checkpoint is None:
-            return [self.pieces()]
+        """What is recomputed at once: the pieces of a block or of a unit; where neither is, everything is one segment."""
         if self.checkpoint == "block":
             return [[piece for unit in block for piece in unit] for block in self.blocks()]
-        return [unit for block in self.blocks() for unit in block]
+        if self.checkpoint == "residual":
+            return [unit for block in self.blocks() for unit in block]
+        return [self.pieces()]
+
+    def _recomputed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``function(*inputs)``, run again in the backward pass with ``checkpoint="frame"``."""
+        if self.checkpoint == "frame" and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
+
+    def _per_frame(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The same for a function that treats frames alone, which are then run one by one."""
+        if self.checkpoint != "frame":
+            return function(x)
+        return torch.cat([self._recomputed(function, frame) for frame in x.split(1, dim=2)], dim=2)
 
     @abstractmethod
     def denormalize(self, latents: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ class CogVideoXDecoder(CausalDecoder):
 
     def blocks(self) -> Blocks:
         decoder = self.vae.decoder
-        blocks: Blocks = [[[self._entry]], [_residual(block) for block in decoder.mid_block.resnets]]
+        blocks: Blocks = [[[self._entry]], [self._residual(block) for block in decoder.mid_block.resnets]]
         for up in decoder.up_blocks:
             upsamplers = [[partial(_upsample, upsampler)] for upsampler in up.upsamplers or []]
-            blocks.append([*(_residual(block) for block in up.resnets), *upsamplers])
+            blocks.append([*(self._residual(block) for block in up.resnets), *upsamplers])
         return [*blocks, [[self._head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
@@ -55,10 +55,36 @@ class CogVideoXDecoder(CausalDecoder):
         x, cached = self.vae.decoder.conv_in(z, conv_cache=cached)
         return (x, z), cached
 
+    def _residual(self, block: Any) -> list[Piece]:
+        """A residual block as two pieces; its input travels beside the features to the second."""
+
+        def first(features: Features, cached: Any) -> tuple[Features, Any]:
+            x, z = features
+            y, cached = block.conv1(self._activate(block.norm1, block.nonlinearity, x, z), conv_cache=cached)
+            return (y, x, z), cached
+
+        def second(features: Features, cached: Any) -> tuple[Features, Any]:
+            y, x, z = features
+            of_y, of_shortcut = cached if cached is not None else (None, None)
+            y = block.dropout(self._activate(block.norm2, block.nonlinearity, y, z))
+            y, of_y = block.conv2(y, conv_cache=of_y)
+            if block.in_channels != block.out_channels:
+                if block.use_conv_shortcut:
+                    x, of_shortcut = block.conv_shortcut(x, conv_cache=of_shortcut)
+                else:
+                    x = block.conv_shortcut(x)
+            return (y + x, z), (of_y, of_shortcut)
+
+        return [first, second]
+
+    def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor) -> Tensor:
+        # The norm's second result is a cache of its 1x1x1 convolutions, which need none.
+        return self._recomputed(lambda x, z: activation(norm(x, z)[0]), x, z)
+
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
         decoder = self.vae.decoder
         x, z = features
-        x, cached = decoder.conv_out(decoder.conv_act(decoder.norm_out(x, z)[0]), conv_cache=cached)
+        x, cached = decoder.conv_out(self._activate(decoder.norm_out, decoder.conv_act, x, z), conv_cache=cached)
         return (x,), cached  # upstream does not clamp
 
     def denormalize(self, latents: Tensor) -> Tensor:
@@ -66,28 +92,6 @@ class CogVideoXDecoder(CausalDecoder):
 
     def normalize(self, latents: Tensor) -> Tensor:
         return latents * self.vae.config.scaling_factor
-
-
-def _residual(block: Any) -> list[Piece]:
-    """A residual block as two pieces; its input travels beside the features to the second."""
-
-    def first(features: Features, cached: Any) -> tuple[Features, Any]:
-        x, z = features
-        y, cached = block.conv1(block.nonlinearity(block.norm1(x, z)[0]), conv_cache=cached)
-        return (y, x, z), cached
-
-    def second(features: Features, cached: Any) -> tuple[Features, Any]:
-        y, x, z = features
-        of_y, of_shortcut = cached if cached is not None else (None, None)
-        y, of_y = block.conv2(block.dropout(block.nonlinearity(block.norm2(y, z)[0])), conv_cache=of_y)
-        if block.in_channels != block.out_channels:
-            if block.use_conv_shortcut:
-                x, of_shortcut = block.conv_shortcut(x, conv_cache=of_shortcut)
-            else:
-                x = block.conv_shortcut(x)
-        return (y + x, z), (of_y, of_shortcut)
-
-    return [first, second]
 
 
 def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:

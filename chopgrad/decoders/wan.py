@@ -17,9 +17,9 @@ CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks ba
 class WanDecoder(CausalDecoder):
     """``AutoencoderKLWan`` (2.1, and the residual 2.2 form with patches) and ``AutoencoderKLQwenImage``.
 
-    A piece is one half of a residual block (norm, activation, convolution), an attention, an upsampler or the head. Its
-    slice of the state is what upstream keeps in its flat ``feat_cache`` list for the convolutions in it: None (nothing
-    cached), "Rep" (an upsampler that has seen only the first latent) or the last two feature frames.
+    A piece is one half of a residual block (norm, activation, convolution), an attention, an upsampler in time, one in
+    space, or the head. Its slice of the state is what upstream keeps in its flat ``feat_cache`` list for the convolution
+    in it: None (nothing cached), "Rep" (an upsampler that has seen only the first latent) or the last two feature frames.
     """
 
     @property
@@ -37,16 +37,17 @@ class WanDecoder(CausalDecoder):
 
     def blocks(self) -> Blocks:
         decoder = self.vae.decoder
-        middle = [_residual(decoder.mid_block.resnets[0])]
+        middle = [self._residual(decoder.mid_block.resnets[0])]
         for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
-            middle += [[partial(_attend, attention)], _residual(block)]
+            middle += [[partial(_attend, attention)], self._residual(block)]
         blocks: Blocks = [[[self._entry]], middle]
         for up in decoder.up_blocks:
             shortcut = getattr(up, "avg_shortcut", None)
             upsampler = up.upsampler if hasattr(up, "upsampler") else up.upsamplers and up.upsamplers[0]
-            units = [_residual(block) for block in up.resnets]
+            units = [self._residual(block) for block in up.resnets]
             if upsampler is not None:
-                units.append([partial(_upsample, upsampler)])
+                in_time = [partial(_upsample_time, upsampler)] if upsampler.mode == "upsample3d" else []
+                units.append([*in_time, partial(self._upsample_space, upsampler.resample)])
             if shortcut is not None:
                 units = [[_fork], *units, [partial(_join, shortcut)]]
             blocks.append(units)
@@ -56,9 +57,36 @@ class WanDecoder(CausalDecoder):
         x, cached = _convolve(self.vae.decoder.conv_in, self.vae.post_quant_conv(features[0]), cached)
         return (x,), cached
 
+    def _residual(self, block: Any) -> list[Piece]:
+        """A residual block as two pieces; its input travels beside the features to the second."""
+
+        def first(features: Features, cached: Any) -> tuple[Features, Any]:
+            x, *rest = features
+            y, cached = _convolve(block.conv1, self._activate(block.norm1, block.nonlinearity, x), cached)
+            return (y, x, *rest), cached
+
+        def second(features: Features, cached: Any) -> tuple[Features, Any]:
+            y, x, *rest = features
+            y, cached = _convolve(block.conv2, block.dropout(self._activate(block.norm2, block.nonlinearity, y)), cached)
+            return (y + block.conv_shortcut(x), *rest), cached
+
+        return [first, second]
+
+    def _activate(self, norm: Any, activation: Any, x: Tensor) -> Tensor:
+        # The norm is over channels, in float32 where x is of lower precision: its copies are a piece's largest part.
+        return self._per_frame(lambda x: activation(norm(x)), x)
+
+    def _upsample_space(self, resample: Any, features: Features, nothing: None) -> tuple[Features, None]:
+        def each(x: Tensor) -> Tensor:
+            batch = x.shape[0]
+            images = resample(x.transpose(1, 2).flatten(0, 1))
+            return images.unflatten(0, (batch, -1)).transpose(1, 2)
+
+        return (self._per_frame(each, features[0]), *features[1:]), nothing
+
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
         decoder = self.vae.decoder
-        x, cached = _convolve(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(features[0])), cached)
+        x, cached = _convolve(decoder.conv_out, self._activate(decoder.norm_out, decoder.nonlinearity, features[0]), cached)
         if getattr(self.vae.config, "patch_size", None) is not None:
             x = unpatchify(x, patch_size=self.vae.config.patch_size)
         return (self._finish(x),), cached
@@ -87,29 +115,18 @@ def _convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tenso
     return convolution(x, cached), kept
 
 
-def _residual(block: Any) -> list[Piece]:
-    """A residual block as two pieces; its input travels beside the features to the second."""
-
-    def first(features: Features, cached: Any) -> tuple[Features, Any]:
-        x, *rest = features
-        y, cached = _convolve(block.conv1, block.nonlinearity(block.norm1(x)), cached)
-        return (y, x, *rest), cached
-
-    def second(features: Features, cached: Any) -> tuple[Features, Any]:
-        y, x, *rest = features
-        y, cached = _convolve(block.conv2, block.dropout(block.nonlinearity(block.norm2(y))), cached)
-        return (y + block.conv_shortcut(x), *rest), cached
-
-    return [first, second]
-
-
 def _attend(attention: Any, features: Features, nothing: None) -> tuple[Features, None]:
     return (attention(features[0]), *features[1:]), nothing
 
 
-def _upsample(upsampler: Any, features: Features, cached: Any) -> tuple[Features, Any]:
-    cache = [cached]  # changed in place by the module
-    return (upsampler(features[0], feat_cache=cache, feat_idx=[0]), *features[1:]), cache[0]
+def _upsample_time(upsampler: Any, features: Features, cached: Any) -> tuple[Features, Any]:
+    """Two frames out of each; the first latent of a video stays one frame and leaves the mark "Rep"."""
+    x, *rest = features
+    if cached is None:
+        return features, "Rep"
+    x, kept = _convolve(upsampler.time_conv, x, cached if isinstance(cached, Tensor) else None)
+    even, odd = x.chunk(2, dim=1)
+    return (torch.stack([even, odd], dim=3).flatten(2, 3), *rest), kept
 
 
 def _fork(features: Features, nothing: None) -> tuple[Features, None]:

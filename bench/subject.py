@@ -1,0 +1,107 @@
+"""A case made ready to run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+import chopgrad
+from bench.baselines import Baseline, differentiate
+from bench.cases import FULL_SIZE, Case, Method
+from chopgrad import CausalDecoder
+from chopgrad.planner import ARCHITECTURES
+from suite.losses import loss_by_name
+from suite.vaes import EMBEDDED, load_vae
+
+
+class Subject:
+    """Decoder, latents, target and loss on the device.
+
+    Latents and target are random; they cost the same as real ones. ``show`` puts a real video in their place. On the
+    device ``meta`` (under fake tensors) everything has a shape and no data.
+    """
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(case.seed)
+        self.case = case
+        self.dtype = getattr(torch, case.dtype)
+        self.decoder = _decoder(case.vae, case.device, self.dtype)
+        if case.trainable_decoder:
+            self.decoder.vae.decoder.requires_grad_(True)
+        self.latents = _latents(self.decoder, case).to(case.device, self.dtype)
+        shape = (1, 3, case.frames, case.height, case.width)
+        # The target stays on the host; the loss fetches it part by part.
+        self.target = (torch.rand(shape, device="cpu") * 2 - 1).to(self.dtype)
+        loss_fn = loss_by_name(case.loss, case.device, self.dtype)
+        # A perceptual loss keeps more than the decoder, unless it goes frame by frame.
+        self.loss_fn = chopgrad.framewise(loss_fn) if case.loss.startswith("lpips") else loss_fn
+
+    def show(self, video: Tensor) -> None:
+        """Encode [1, 3, frames, H, W] in [-1, 1]; its latents and itself become latents and target."""
+        self.target = video.to(self.dtype)
+        with torch.no_grad():
+            latents = self.decoder.vae.encode(self.target.to(self.case.device)).latent_dist.mode()
+        if latents.shape != self.latents.shape:
+            raise ValueError(f"The video encodes to {list(latents.shape)}, expected {list(self.latents.shape)}.")
+        self.latents = latents
+
+    def run(self, method: Method | None = None) -> tuple[Tensor, Tensor]:
+        """(loss, gradient of the latents): the work that is measured."""
+        method = method or self.case.strategy
+        leaf = self.latents.detach().clone().requires_grad_()
+        parameters = [p for p in self.decoder.parameters() if p.requires_grad]
+        if isinstance(method, Baseline):
+            loss, (gradient, *_) = differentiate(method, self.decoder, leaf, self.target, self.loss_fn, parameters)
+            return loss, gradient
+        loss = chopgrad.frame_loss(self.decoder, leaf, self._part, self.loss_fn, method)
+        gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])
+        return loss.detach(), gradient
+
+    def _part(self, frames: slice) -> Tensor:
+        # A copy, as a device would hold one, so that a CPU counts what a GPU counts.
+        return self.target[:, :, frames].clone()
+
+
+def build(vae: str, dtype: torch.dtype) -> Any:
+    """The architecture with random weights, on the default device.
+
+    Built in its dtype, because fake tensors cannot be cast.
+    """
+    if vae in FULL_SIZE:
+        name, config = ARCHITECTURES[FULL_SIZE[vae]]
+    else:
+        config = json.loads((EMBEDDED[vae] / "config.json").read_text())
+        name = config["_class_name"]
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return getattr(diffusers, name).from_config(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _decoder(vae: str, device: str, dtype: torch.dtype) -> CausalDecoder:
+    if vae not in EMBEDDED and vae not in FULL_SIZE:
+        raise ValueError(f"Unknown VAE '{vae}': pass one of {', '.join([*EMBEDDED, *FULL_SIZE])}.")
+    if vae in EMBEDDED and device != "meta":
+        return chopgrad.decoder_for(load_vae(vae, device, dtype))
+    with torch.device(device):
+        return chopgrad.decoder_for(build(vae, dtype))
+
+
+def _latents(decoder: CausalDecoder, case: Case) -> Tensor:
+    count = next((n for n in range(1, case.frames + 1) if decoder.frame_count(n) >= case.frames), 1)
+    weight = next(decoder.parameters())
+    with torch.no_grad():
+        factor = decoder.decode(weight.new_zeros(1, decoder.latent_channels, 1, 2, 2)).shape[-1] // 2
+    if decoder.frame_count(count) != case.frames or case.height % factor or case.width % factor:
+        raise ValueError(
+            f"{case.vae} does not decode to {case.frames} frames of {case.height}x{case.width}: frames must be "
+            f"{decoder.frame_count(1)} + a multiple of 4, height and width multiples of {factor}."
+        )
+    shape = (1, decoder.latent_channels, count, case.height // factor, case.width // factor)
+    return torch.randn(shape, device="cpu")  # the same ones for every device
