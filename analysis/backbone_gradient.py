@@ -78,14 +78,14 @@ class Config:
         self.count = self.count or (48 if self.full else 12)
         self.resamples = self.resamples or (500 if self.full else 200)
         self.cases = self.cases or (
-            ("training-mse", "held-out-mse", "early-mse", "training-lpips") if self.full else ("training-mse",)
+            ("generated-mse", "held-out-mse", "early-mse", "generated-lpips") if self.full else ("generated-mse",)
         )
         self.out = self.out or ROOT / ("results" if self.full else "runs") / "theory"
 
     def check(self) -> None:
         """Raises ValueError with one sentence where a setting is out of range."""
         assert self.cases and self.count
-        known = ("training", "held-out", "early")
+        known = ("generated", "training", "held-out", "early")
         for case in self.cases:
             if case.rpartition("-")[0] not in known:
                 raise ValueError(f"Unknown case '{case}': pass one of {', '.join(known)}, a hyphen and a loss.")
@@ -188,13 +188,14 @@ def measure(config: Config, case: str) -> Record:
     loss_fn = loss_by_name(loss)
     settings = replace(config.task, warm_up_steps=EARLY_STEPS) if kind == "early" else config.task
     task = Restoration(settings)
-    films = find_clips(config.clips) if kind == "held-out" else None
+    # Two films in the training diet are two clusters: generated clips tell more.
+    films = find_clips(config.clips) if kind == "held-out" else None if kind == "training" else []
     fingerprint = _fingerprint(task.vae, films or [packaged_clip(name) for name in TRAINING_CLIPS])
     described = {
         "case": case,
         "task": settings.described(),
         "clips": config.count,
-        "films": sorted(f.name for f in films or []) or ["training diet"],
+        "films": ["training diet"] if films is None else sorted(f.name for f in films),
         "blocks": list(config.blocks),
         "resamples": config.resamples,
         "seed": config.seed,

@@ -115,7 +115,7 @@ class Data:
 
     @cached_property
     def samples(self) -> Any:
-        return self.task.samples(self.config.count or 0, seed=4_000 + self.config.seed)
+        return self.task.samples(self.config.count or 0, seed=4_000 + self.config.seed, films=[])
 
     @cached_property
     def backbone(self) -> Any:

@@ -123,13 +123,18 @@ class Restoration:
         self.groups: list[FrameGroup] = self.decoder.frame_groups(counts[settings.frames])
 
     def samples(self, count: int, seed: int, films: list[Path] | None = None) -> Samples:
-        """Seeded clips: crops of ``films`` in turn; without films the training diet, half of it generated motion."""
+        """Seeded clips.
+
+        Args:
+            films: crops of these in turn; of none, generated motion alone, whose clips are independent; None
+                is the training diet, half generated and half crops of the training films.
+        """
         generator = torch.Generator().manual_seed(seed)
         s, mixed = self.settings, films is None
         films = [packaged_clip(name) for name in TRAINING_CLIPS] if films is None else films
         sources, clean = [], []
         for k in range(count):
-            if mixed and k % 2 == 0:
+            if not films or (mixed and k % 2 == 0):
                 sources.append(f"generated {seed}/{k}")
                 clean.append(moving_clip(generator, s.frames, s.size, s.size))
             else:

@@ -173,7 +173,7 @@ def run(words, monkeypatch):
 
 def test_the_script_measures(folder, tmp_path, monkeypatch, capsys):
     run(words(folder, tmp_path), monkeypatch)
-    record = read_record(tmp_path / "backbone_gradient-training-mse.json")
+    record = read_record(tmp_path / "backbone_gradient-generated-mse.json")
     assert str(folder) not in json.dumps(record.settings | record.provenance)
     assert (tmp_path / "backbone_gradient.png").stat().st_size > 10_000
     rows = {(r["block"], r["distance"]): r for r in record.metrics["rows"]}
@@ -200,7 +200,10 @@ def test_what_is_finished_is_kept_unless_something_changed(folder, tmp_path, mon
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--cases", "nothing-mse"], "error: Unknown case 'nothing-mse': pass one of training, held-out, early"),
+        (
+            ["--cases", "nothing-mse"],
+            "error: Unknown case 'nothing-mse': pass one of generated, training, held-out, early",
+        ),
         (["--cases", "training-psnr"], "error: Unknown loss 'psnr'"),
         (["--count", "3"], "error: At least 4 clips"),
         (["--task.frames", "8"], "error: 8 frames fit no number of latents"),

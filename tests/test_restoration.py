@@ -49,6 +49,7 @@ def test_clips_of_the_training_diet(task, samples):
     again, other = task.samples(4, seed=1), task.samples(4, seed=2)
     assert torch.equal(again.clean, samples.clean) and torch.equal(again.condition, samples.condition)
     assert not torch.equal(other.clean[1], samples.clean[1])
+    assert task.samples(3, seed=1, films=[]).sources == ["generated 1/0", "generated 1/1", "generated 1/2"]
     part = samples[2:]
     assert part.sources == samples.sources[2:] and torch.equal(part.condition, samples.condition[2:])
 
