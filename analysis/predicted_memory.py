@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from bench.cases import KEY_STRATEGIES, label
+from bench.cases import KEY_STRATEGIES, Inside, label
 from bench.published import CASES, CURVE_FRAMES, CURVES, FOLDER, GIB, TARGETS_GIB, least_exact
 from chopgrad import Strategy
 from chopgrad.planner import plan
@@ -56,7 +56,7 @@ def predict(name: str, path: Path) -> Record:
         pass
     rows = [
         {
-            "strategy": label(p.strategy),
+            "strategy": label(Inside(p.checkpoint, p.strategy) if p.checkpoint else p.strategy),
             "device_bytes": p.device_bytes,
             "host_bytes": p.host_bytes,
             "relative_compute": p.relative_compute,

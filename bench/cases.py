@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from bench.baselines import BASELINES, Baseline, SavedOnCpu
 from chopgrad import Chop, Exact, Full, Strategy
+from chopgrad.decoders import Checkpoint
 from chopgrad.planner import ARCHITECTURES
 from suite.vaes import EMBEDDED
 
@@ -17,7 +19,16 @@ FULL_SIZE = {f"full:{name}": name for name in ("wan2.1", "wan2.2", "cogvideox")}
 """The published architectures (``chopgrad.planner.ARCHITECTURES``), with random weights."""
 assert set(FULL_SIZE.values()) <= set(ARCHITECTURES)
 
-Method = Strategy | Baseline
+
+@dataclass(frozen=True)
+class Inside:
+    """A strategy on a decoder that recomputes parts of a group: ``decoder_for(vae, checkpoint=...)``."""
+
+    checkpoint: Checkpoint
+    strategy: Strategy
+
+
+Method = Strategy | Inside | Baseline
 """How a loss is differentiated: a strategy of the library, or what people do without it."""
 
 KEY_STRATEGIES: tuple[Strategy, ...] = (
@@ -32,15 +43,19 @@ KEY_STRATEGIES: tuple[Strategy, ...] = (
 )
 """What a user chooses between first, and what the targets speak about."""
 
-STRATEGIES: tuple[Strategy, ...] = (
+STRATEGIES: tuple[Strategy | Inside, ...] = (
     *KEY_STRATEGIES,
     Exact(pieces=True),
     Chop(2),
     Chop(4),
     Chop(1, block=4),
+    Inside("residual", Full()),
+    Inside("residual", Chop(1)),
+    Inside("frame", Exact(pieces=True)),
+    Inside("frame", Exact(offload=True, pieces=True)),
 )
 
-SWEEP: tuple[Strategy, ...] = tuple(
+SWEEP: tuple[Strategy | Inside, ...] = tuple(
     dict.fromkeys(
         [
             *STRATEGIES,
@@ -91,8 +106,15 @@ class Case:
         return {**asdict(self), "strategy": label(self.strategy)}
 
 
+def plain(method: Method) -> Strategy | Baseline:
+    """Without what the decoder recomputes inside a group."""
+    return method.strategy if isinstance(method, Inside) else method
+
+
 def label(method: Method) -> str:
     """The method as written in code, without settings left at their default: ``Chop(1, block=4, recompute)``."""
+    if isinstance(method, Inside):
+        return f"{label(method.strategy)}, checkpoint={method.checkpoint}"
     words, flags = [], []
     for field in fields(method):
         value = getattr(method, field.name)
@@ -106,17 +128,18 @@ def label(method: Method) -> str:
 
 
 def slug(method: Method) -> str:
-    return "".join(c if c.isalnum() else "_" for c in label(method).lower()).replace("__", "_").strip("_")
+    return re.sub("[^a-z0-9]+", "_", label(method).lower()).strip("_")
 
 
 def is_exact(method: Method) -> bool:
     """Whether it gives the gradient of full back-propagation, by construction."""
+    method = plain(method)
     return method.exact if isinstance(method, Baseline) else isinstance(method, Full | Exact)
 
 
 def uses_host(method: Method) -> bool:
     """Whether part of the work waits in host memory: on a CPU there is nowhere to move it, so nothing to measure."""
-    return isinstance(method, SavedOnCpu) or bool(getattr(method, "offload", False))
+    return isinstance(method, SavedOnCpu) or bool(getattr(plain(method), "offload", False))
 
 
 def measurable(case: Case) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bench.cases import SWEEP, Method, label
+from bench.baselines import Baseline
+from bench.cases import SWEEP, Method, label, plain
 from bench.published import Row
 from bench.results import Results, groups_of_videos
 from bench.verdict import Verdict, judge
@@ -45,9 +46,10 @@ def flatness_predicted(
             yield from _rows(f"full-size {vae}, {height}x{width}", vae, found, "predicted")
 
 
-def _is_flat(method: object) -> bool:
+def _is_flat(method: Method) -> bool:
     """Strategies that promise constant device memory: truncated ones, and exact ones whose states are on the host."""
-    return isinstance(method, Chop) or (not hasattr(method, "parts") and bool(getattr(method, "offload", False)))
+    method = plain(method)
+    return isinstance(method, Chop) or (not isinstance(method, Baseline) and bool(getattr(method, "offload", False)))
 
 
 def _rows(where: str, vae: str, ratios: Mapping[str, float], kind: str) -> Iterator[Verdict]:
@@ -70,5 +72,5 @@ def _verdict(where: str, ratios: Mapping[str, float], kind: str) -> Verdict:
 
 def _window(name: str) -> int:
     """Frame groups that a strategy holds at one time, counting the next one."""
-    strategy = BY_LABEL[name]
+    strategy = plain(BY_LABEL[name])
     return strategy.block + strategy.distance + 1 if isinstance(strategy, Chop) else 1

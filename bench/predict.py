@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.baselines import Baseline
-from bench.cases import ARCHITECTURE, FULL_SIZE, Case
+from bench.cases import ARCHITECTURE, FULL_SIZE, Case, Inside, plain
 from bench.subject import Subject
 from chopgrad.memory import PeakMemory
 from chopgrad.planner import plan
@@ -26,7 +26,8 @@ def predict(case: Case) -> dict[str, Any]:
     Some seconds; no device is needed. LPIPS is predicted for strategies only (the planner knows its shapes); for a
     baseline the numbers are then None.
     """
-    if isinstance(case.strategy, Baseline):
+    strategy = plain(case.strategy)
+    if isinstance(strategy, Baseline):
         device, host = _baseline(case) if case.loss == "mse" else (None, None)
     else:
         (found,) = plan(
@@ -37,7 +38,8 @@ def predict(case: Case) -> dict[str, Any]:
             loss=case.loss,
             dtype=getattr(torch, case.dtype),
             trainable_decoder=case.trainable_decoder,
-            strategies=[case.strategy],
+            strategies=[strategy],
+            checkpoint=case.strategy.checkpoint if isinstance(case.strategy, Inside) else None,
         )
         device, host = found.device_bytes, found.host_bytes
     with FakeTensorMode():

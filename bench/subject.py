@@ -11,7 +11,7 @@ from torch import Tensor
 
 import chopgrad
 from bench.baselines import Baseline, differentiate
-from bench.cases import FULL_SIZE, Case, Method
+from bench.cases import FULL_SIZE, Case, Inside, Method
 from chopgrad import CausalDecoder
 from chopgrad.planner import ARCHITECTURES
 from suite.losses import loss_by_name
@@ -57,7 +57,10 @@ class Subject:
         if isinstance(method, Baseline):
             loss, (gradient, *_) = differentiate(method, self.decoder, leaf, self.target, self.loss_fn, parameters)
             return loss, gradient
-        loss = chopgrad.frame_loss(self.decoder, leaf, self._part, self.loss_fn, method)
+        decoder = self.decoder
+        if isinstance(method, Inside):
+            decoder, method = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint), method.strategy
+        loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])
         return loss.detach(), gradient
 

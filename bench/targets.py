@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.cases import Case, is_exact, label
+from bench.cases import Case, Inside, Method, is_exact, label
 from bench.flatness import flatness, flatness_predicted
 from bench.published import CASES, FOLDER, GIB, TARGETS_GIB, Row, least_exact, predictions
 from bench.results import Results, as_bytes, groups_of_videos
@@ -15,7 +15,11 @@ from chopgrad import Chop, Exact, Full, Strategy
 
 OFFLOAD, PIECES = Exact(offload=True), Exact(offload=True, pieces=True)
 LOOK_AHEAD, PAPER = Chop(1, block=8), Chop(1)
-ON_HOST: dict[Strategy, Strategy] = {OFFLOAD: Exact(), PIECES: Exact(pieces=True)}
+ON_HOST: dict[Method, Method] = {
+    OFFLOAD: Exact(),
+    PIECES: Exact(pieces=True),
+    Inside("frame", PIECES): Inside("frame", Exact(pieces=True)),
+}
 """The same work without transfers: all that a CPU, which has nowhere to offload to, can time."""
 RUN_PREDICTIONS = "run python analysis/predicted_memory.py"
 
@@ -35,7 +39,7 @@ def targets(results: Results, predicted: Path = FOLDER) -> list[Verdict]:
 def times(results: Results) -> Iterator[Verdict]:
     """Ratios of times, at the largest video of each VAE where full back-propagation fits."""
     for vae in dict.fromkeys(c.vae for c in results.cases):
-        compared = (*ON_HOST, *ON_HOST.values(), LOOK_AHEAD)
+        compared = (OFFLOAD, PIECES, *ON_HOST.values(), LOOK_AHEAD)
         timed = [
             c.video
             for c in results.cases

@@ -15,7 +15,7 @@ from statistics import median
 import pytest
 import torch
 
-from bench.cases import STRATEGIES, Case, Method, label, measurable
+from bench.cases import STRATEGIES, Case, Method, label, measurable, plain
 from bench.memory import finished
 from bench.selection import Selection, is_timed, stages
 from bench.subject import Subject
@@ -87,7 +87,8 @@ def check_gradients(case: Case) -> None:
     for strategy in STRATEGIES:
         if not measurable(replace(case, strategy=strategy)):
             continue
-        distance, block = (strategy.distance, strategy.block) if isinstance(strategy, Chop) else (len(groups), 1)
+        inner = plain(strategy)
+        distance, block = (inner.distance, inner.block) if isinstance(inner, Chop) else (len(groups), 1)
         _, gradient = subject.run(strategy)
         expected = torch.zeros_like(gradient)
         for part, group in zip(truncated(pairs, distance, block), groups, strict=True):

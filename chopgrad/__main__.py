@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
     command.add_argument("--trainable-decoder", action="store_true", help="gradients of decoder parameters too")
     inside = "recomputed inside a group (default: best, nothing and, where pieces are walked, also frame)"
-    command.add_argument("--checkpoint", choices=["best", "none", "frame", "residual", "block"], default="best", help=inside)
+    command.add_argument(
+        "--checkpoint", choices=["best", "none", "frame", "residual", "block"], default="best", help=inside
+    )
     command.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 

@@ -109,7 +109,7 @@ class Exact:
             depend on the number of frames.
         every: keep each ``every``-th state only, and rebuild those between with one more forward pass. States then take
             (T / every + every) c; ``every = sqrt(T)`` is least. Default: the smallest number with which they take at
-            most half the memory that is free when they are first seen, on the host with ``offload``, else on the device.
+            most half the memory that is free at the third group, on the host with ``offload``, else on the device.
         pieces: walk each group piece by piece (half a residual block, an upsampler, ...), so that one piece's graph
             exists at a time. With ``offload``, state and adjoint visit the device one piece's slice at a time.
     """

@@ -42,9 +42,7 @@ def test_the_mean_over_all_draws_is_the_strategys_own_gradient(name, strategy, c
     for draw in itertools.combinations(range(len(reference.groups)), 2):
         drawn(monkeypatch, draw)
         leaf = z.clone().requires_grad_()
-        loss = chopgrad.frame_loss(
-            decoder, leaf, target, loss_fn, Sampled(2, strategy), context_frames=context_frames
-        )
+        loss = chopgrad.frame_loss(decoder, leaf, target, loss_fn, Sampled(2, strategy), context_frames=context_frames)
         values.append(loss.item())
         gradients.append(torch.autograd.grad(loss, [leaf, *trained]))
     latents, parameters = reference.expected(strategy)

@@ -196,3 +196,27 @@ def test_a_finished_model_can_be_trained_further(small, tmp_path):
 def test_clips_that_fit_no_frame_group_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match="clip_frames must be 1 more than a multiple of 8, got 6"):
         train.train(small("wan2.1", tmp_path, clip_frames=6))
+
+
+def test_snapshots_hold_the_model_of_their_step(small, tmp_path):
+    wanted = {"snapshot_steps": (0, 2, 5)}
+    out = train.train(small("wan2.1", tmp_path, **wanted))
+    folder = tmp_path / "run" / "snapshots"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000", "step-000002", "step-000005"]
+    at = {n: AutoModel.from_pretrained(str(folder / f"step-{n:06d}")).state_dict() for n in (0, 2, 5)}
+    assert all(value.dtype == torch.float32 for value in at[2].values())
+    torch.manual_seed(0)
+    untrained = train.build("wan2.1").state_dict()
+    finished = AutoModel.from_pretrained(str(out)).state_dict()
+    after_two = train.train(small("wan2.1", tmp_path / "two", clip_steps=0))
+    for name, value in AutoModel.from_pretrained(str(after_two)).state_dict().items():
+        assert torch.equal(at[0][name], untrained[name])
+        assert torch.equal(at[2][name].half().float(), value)
+        assert torch.equal(at[5][name].half().float(), finished[name])
+    assert any(not torch.equal(at[2][name], at[5][name]) for name in at[2])
+
+
+@pytest.mark.parametrize("steps", [(-1,), (0, 6)])
+def test_snapshots_outside_the_run_are_refused(small, tmp_path, steps):
+    with pytest.raises(ValueError, match=r"snapshot_steps must lie within the run's 5 steps, got \[(-1|6)\]"):
+        train.train(small("wan2.1", tmp_path, snapshot_steps=steps))

@@ -65,6 +65,8 @@ class Config:
     checkpoint_every_seconds: float = 60.0
     start: Path | None = None
     """Finished model to go on from instead of random weights (its own record is kept in the new one)."""
+    snapshot_steps: tuple[int, ...] = ()
+    """Optimiser steps (0: before training) at which the model is kept, in float32, in <run>/snapshots/step-<step>."""
     run: Path | None = None
     """Folder of checkpoints and the loss log (default: runs/<model>)."""
     out: Path | None = None
@@ -166,6 +168,10 @@ def train(config: Config) -> Path:
     """Train, or go on with, one model; returns the folder of the finished model."""
     if config.clip_frames % 8 != 1:
         raise ValueError(f"clip_frames must be 1 more than a multiple of 8, got {config.clip_frames}.")
+    if outside := [n for n in config.snapshot_steps if not 0 <= n <= config.image_steps + config.clip_steps]:
+        raise ValueError(
+            f"snapshot_steps must lie within the run's {config.image_steps + config.clip_steps} steps, got {outside}."
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     run = config.run or Path("runs") / config.model
@@ -205,11 +211,16 @@ def train(config: Config) -> Path:
         torch.save(state, checkpoint.with_suffix(".tmp"))
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
+    def snapshot() -> None:
+        if step in config.snapshot_steps:
+            vae.save_pretrained(run / "snapshots" / f"step-{step:06d}")
+
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns) as progress, single_frames_as_images():
         bar = progress.add_task(config.model, total=total, completed=step)
         saved_at = began = time.monotonic()
         running: list[float] = []
+        snapshot()
         while step < total:
             images = step < config.image_steps
             done = step / config.image_steps if images else (step - config.image_steps) / config.clip_steps
@@ -235,6 +246,7 @@ def train(config: Config) -> Path:
             optimizer.step()
             running.append(mse.item())
             step += 1
+            snapshot()
             now = time.monotonic()
             seconds, began = seconds + now - began, now
             if step % 50 == 0 or step == total:

@@ -21,9 +21,9 @@ def decoder_for(vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = Non
     Args:
         vae: a model of a supported class (``DECODERS``), or of a subclass; used in place.
         clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end. CogVideoX has none.
-        checkpoint: recompute each ``"block"``, each ``"residual"`` unit, or what works frame by ``"frame"``, in the backward pass of every
-            graph through this decoder: less memory, up to one more forward pass, the same gradient (see
-            ``CausalDecoder``). diffusers has none for Wan and Qwen-Image, whose cache is changed in place.
+        checkpoint: recompute each ``"block"``, each ``"residual"`` unit, or what works ``"frame"`` by frame, in the
+            backward pass of every graph through this decoder: less memory, up to one more forward pass, the same
+            gradient (see ``CausalDecoder``). diffusers has none for Wan and Qwen-Image: their cache changes in place.
 
     Raises:
         ValueError: the class is not supported (the message lists those that are), or an unknown ``checkpoint``.

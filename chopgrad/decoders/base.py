@@ -112,7 +112,7 @@ class CausalDecoder(ABC):
         return features[0], tuple(after)
 
     def _segments(self) -> list[list[Piece]]:
-        """What is recomputed at once: the pieces of a block or of a unit; where neither is, everything is one segment."""
+        """The pieces that are recomputed together: those of a block, of a unit, or all where neither is asked for."""
         if self.checkpoint == "block":
             return [[piece for unit in block for piece in unit] for block in self.blocks()]
         if self.checkpoint == "residual":

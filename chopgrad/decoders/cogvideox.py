@@ -44,8 +44,9 @@ class CogVideoXDecoder(CausalDecoder):
         decoder = self.vae.decoder
         blocks: Blocks = [[[self._entry]], [self._residual(block) for block in decoder.mid_block.resnets]]
         for up in decoder.up_blocks:
-            upsamplers = [[partial(_upsample, upsampler)] for upsampler in up.upsamplers or []]
-            blocks.append([*(self._residual(block) for block in up.resnets), *upsamplers])
+            units = [self._residual(block) for block in up.resnets]
+            units += [[partial(_upsample, upsampler)] for upsampler in up.upsamplers or []]
+            blocks.append(units)
         return [*blocks, [[self._head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:

@@ -18,8 +18,9 @@ class WanDecoder(CausalDecoder):
     """``AutoencoderKLWan`` (2.1, and the residual 2.2 form with patches) and ``AutoencoderKLQwenImage``.
 
     A piece is one half of a residual block (norm, activation, convolution), an attention, an upsampler in time, one in
-    space, or the head. Its slice of the state is what upstream keeps in its flat ``feat_cache`` list for the convolution
-    in it: None (nothing cached), "Rep" (an upsampler that has seen only the first latent) or the last two feature frames.
+    space, or the head. Its slice of the state is what upstream keeps in its flat ``feat_cache`` list for the
+    convolution in it: None (nothing cached), "Rep" (an upsampler in time that has seen only the first latent) or the
+    last two feature frames.
     """
 
     @property
@@ -67,7 +68,9 @@ class WanDecoder(CausalDecoder):
 
         def second(features: Features, cached: Any) -> tuple[Features, Any]:
             y, x, *rest = features
-            y, cached = _convolve(block.conv2, block.dropout(self._activate(block.norm2, block.nonlinearity, y)), cached)
+            y, cached = _convolve(
+                block.conv2, block.dropout(self._activate(block.norm2, block.nonlinearity, y)), cached
+            )
             return (y + block.conv_shortcut(x), *rest), cached
 
         return [first, second]
@@ -86,7 +89,8 @@ class WanDecoder(CausalDecoder):
 
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
         decoder = self.vae.decoder
-        x, cached = _convolve(decoder.conv_out, self._activate(decoder.norm_out, decoder.nonlinearity, features[0]), cached)
+        x = self._activate(decoder.norm_out, decoder.nonlinearity, features[0])
+        x, cached = _convolve(decoder.conv_out, x, cached)
         if getattr(self.vae.config, "patch_size", None) is not None:
             x = unpatchify(x, patch_size=self.vae.config.patch_size)
         return (self._finish(x),), cached

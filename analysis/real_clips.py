@@ -1,0 +1,134 @@
+"""The loop that the theory's experiments share: crops of real clips through a trained VAE, one record, resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+import chopgrad
+from analysis import gradient_bias
+from chopgrad import CausalDecoder
+from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, read_frames
+from suite.records import ROOT, Record, provenance, read_record, write_record
+from suite.vaes import EMBEDDED, load_vae
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Which crops of which clips: the held-out packaged clip and, if given, every video of a folder.
+
+    Args:
+        folder: more clips; those with too few frames are left out and named in the record.
+        count: seeded crops (position and first frame) of each clip.
+        frames, size: of a crop, in frames and pixels.
+    """
+
+    folder: Path | None
+    count: int
+    frames: int
+    size: tuple[int, int]
+    seed: int = 0
+
+    def clips(self) -> tuple[list[Path], list[str]]:
+        """(the clips that are long enough, the names of those that are not).
+
+        Raises:
+            ValueError: none is long enough, or the settings leave nothing to measure.
+        """
+        if self.count < 1 or self.frames < 1 or min(self.size) < 1:
+            raise ValueError(
+                f"At least one crop, frame and pixel is needed, got {self.count} crops of {self.frames} frames at "
+                f"{self.size}."
+            )
+        found = [packaged_clip(name) for name in HELD_OUT_CLIPS] + (find_clips(self.folder) if self.folder else [])
+        long = {clip: len(read_frames(clip, self.frames)) >= self.frames for clip in found}
+        if not any(long.values()):
+            raise ValueError(f"No clip has the {self.frames} frames that are needed: pass fewer --frames.")
+        return [c for c in found if long[c]], [c.name for c in found if not long[c]]
+
+    def video(self, clip: Path, k: int) -> tuple[Tensor, int]:
+        """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame."""
+        like = gradient_bias.Config(frames=self.frames, size=self.size, seed=self.seed)
+        return gradient_bias._crop(clip, k, like)
+
+
+Measure = Callable[[CausalDecoder, Tensor, Tensor], Mapping[str, Any]]
+"""(decoder, latents [1, channels, T, h, w], video [1, 3, frames, H, W]) -> what one crop yields."""
+
+
+def measure_crops(
+    path: Path,
+    vae: str | tuple[str, Any],
+    crops: Crops,
+    measure: Measure,
+    settings: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Record:
+    """Measure every crop and write a record of the samples, rewritten after each; what is there already is kept.
+
+    Args:
+        path: the record. An earlier one is gone on with if settings, weights, videos, code and machine are the same.
+        vae: a source for ``suite.vaes.load_vae``, or (name, model).
+        settings: the experiment's own settings, for the record.
+
+    Returns:
+        The record; its metrics are ``samples`` alone, each with ``clip``, ``crop``, ``first_frame``, ``psnr_db``.
+    """
+    clips, too_short = crops.clips()
+    name, model = vae if isinstance(vae, tuple) else (vae, load_vae(vae, dtype=dtype))
+    decoder = chopgrad.decoder_for(model)
+    gradient_bias._latent_frames(decoder, crops.frames)
+    gradient_bias._check_size(model, decoder, crops.size)
+    settings = {
+        "vae": Path(name).name if Path(name).is_absolute() else name,
+        "clips": [c.name for c in clips],
+        "clips_too_short": too_short,
+        "crops": crops.count,
+        "frames": crops.frames,
+        "size": list(crops.size),
+        "seed": crops.seed,
+        **settings,
+        "inputs_sha256": gradient_bias._fingerprint(model, clips),
+    }
+    made_by = provenance()
+    # Uncommitted code is not named by its commit, so nothing measured with it is trusted to be the same.
+    samples = {} if made_by["dirty"] else gradient_bias._finished(path, settings, made_by)
+    todo = [(clip, k) for clip in clips for k in range(crops.count) if (clip.name, k) not in samples]
+    for clip, k in _progress(todo, path.stem):
+        video, start = crops.video(clip, k)
+        video = video.to(dtype)
+        with torch.no_grad():
+            latents = model.encode(video).latent_dist.mode()
+            mse = (decoder.decode(latents) - video).square().mean().item()
+        samples[clip.name, k] = {
+            "clip": clip.name,
+            "crop": k,
+            "first_frame": start,
+            "psnr_db": 10 * math.log10(4 / mse),
+            **measure(decoder, latents, video),
+        }
+        write_record(path, settings, {"samples": list(samples.values())}, made_by)
+    write_record(path, settings, {"samples": list(samples.values())}, made_by)
+    return read_record(path)
+
+
+def output_folder(out: Path | None, full: bool) -> Path:
+    """Where records go: ``results/theory`` for a full run, else ``runs/theory``, which is not committed."""
+    return out or ROOT / ("results" if full else "runs") / "theory"
+
+
+def short_name(vae: str) -> str:
+    """A name for files: of an embedded VAE, a folder or a hub id."""
+    return vae if vae in EMBEDDED else Path(vae).name
+
+
+def _progress(todo: list, description: str) -> Iterable:
+    return track(todo, description=description, console=Console(stderr=True)) if todo else []
