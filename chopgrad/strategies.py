@@ -19,8 +19,8 @@ strategy                             gradient               forwards + backwards
 ``Sampled(K, strategy)``             unbiased for it        fewer                       that of the strategy
 ===================================  =====================  ==========================  ===========================
 
-At 480x832 in bfloat16 the Wan 2.1 decoder has A = 15 GiB, c = 1.8 GiB and a = 6 GiB. ``decoder_for(vae, checkpoint=...)``
-lowers A and a. ``chopgrad.Adaptive(tolerance)`` is ``Chop`` with a distance chosen while training runs.
+At 480x832 in bfloat16 the Wan 2.1 decoder has A = 15 GiB, c = 1.8 GiB and a = 6 GiB; A and a are less with
+``decoder_for(vae, checkpoint=...)``. ``chopgrad.Adaptive(tolerance)`` is ``Chop`` with a distance chosen on the way.
 
 Every strategy is read by the one engine (``chopgrad.engine``) as the same few settings.
 """

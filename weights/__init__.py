@@ -1,0 +1,1 @@
+"""The embedded VAEs, and the scripts that train and evaluate them."""
