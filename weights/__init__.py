@@ -1,0 +1,1 @@
+"""The embedded decoders, and how they were trained and measured."""
