@@ -1,1 +1,1 @@
-"""The embedded VAEs, and the scripts that train and evaluate them."""
+"""The embedded decoders, and how they were trained and measured."""

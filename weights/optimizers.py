@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 def as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
     """[out, in, ...] as [out, in * ...], each row in the memory order of ``like``, of which it is a view therefore."""
-    return kernel.permute(0, *sorted(range(1, kernel.ndim), key=lambda d: -like.stride()[d])).flatten(1)
+    strides = like.stride()
+    return kernel.permute(0, *sorted(range(1, kernel.ndim), key=lambda d: -strides[d])).flatten(1)
 
 
 class ConvolutionMuon(torch.optim.Muon):
