@@ -96,13 +96,20 @@ class Sweep:
 
     def values(self) -> list[Tensor]:
         """The loss of each group, without any gradient; memory of one state."""
-        carry, losses = self._initial_carry(), []
-        for i in range(len(self.groups)):
-            loss, carry = self._forward(i, carry)
-            losses.append(loss)
+        losses = []
+        with self.room:
+            carry = self._initial_carry()
+            for i in range(len(self.groups)):
+                loss, carry = self._forward(i, carry)
+                losses.append(loss)
         return losses
 
     def gradients(self) -> Gradients:
+        """The loss of each group, and the gradients that the plan keeps."""
+        with self.room, self.saved:
+            return self._gradients()
+
+    def _gradients(self) -> Gradients:
         count = len(self.groups)
         result = Gradients(
             losses=[],

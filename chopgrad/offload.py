@@ -33,7 +33,8 @@ class Waiting:
 class WaitingRoom:
     """Moves the tensors of a pytree to host memory and back.
 
-    On a CPU there is nowhere to go: trees are handed back as they are.
+    On a CPU there is nowhere to go: trees are handed back as they are. Use it in a ``with`` block: at its end, also
+    after an error, the computation waits for the copies under way, so that their memory can be given to others.
 
     Args:
         device: where the computation runs.
@@ -45,6 +46,14 @@ class WaitingRoom:
         self.enabled = enabled and device.type != "cpu"
         self._stream = torch.cuda.Stream(device) if self.enabled and device.type == "cuda" else None
         self._leaving: list[Waiting] = []
+
+    def __enter__(self) -> WaitingRoom:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        self.clear()
 
     def put(self, tree: Any) -> Any:
         """Start the way to the host. Until the next ``put`` or ``clear`` a ``get`` still finds the device copy."""

@@ -2,7 +2,8 @@
 
 The architecture is built without weights and the library's own sweep runs on fake tensors, "meta" playing the device
 beside the host, so a prediction is about the code that will run. Left out: cuDNN's workspaces, the allocator's
-fragmentation, the CUDA context, and the backbone that produces the latents.
+fragmentation, the CUDA context, and the backbone that produces the latents. PyTorch rounds blocks of pinned host memory
+up to powers of two, so that up to twice the host bytes may be taken.
 """
 
 from __future__ import annotations

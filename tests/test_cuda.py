@@ -16,8 +16,10 @@ STRATEGIES = [
     Full(),
     Exact(),
     Exact(offload=True),
+    Exact(offload=True, pieces=True),
     Exact(offload=True, every=2, pieces=True),
     Chop(1),
+    Chop(1, block=2, recompute=True, offload=True, pieces=True),
     Chop(1, offload=True),
     Chop(1, block=2, recompute=True),
 ]
@@ -54,10 +56,46 @@ def test_device_memory_does_not_depend_on_the_number_of_frames(name, strategy):
     assert long <= 1.05 * short
 
 
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("mode", ["frame", "residual", "block"])
+def test_recomputing_inside_a_group_agrees_with_the_cpu(mode, offload):
+    results = []
+    for device in ("cpu", "cuda"):
+        vae = build("wan2.1")
+        leaf = latents_for(vae, 5).to(device).requires_grad_()
+        decoder = chopgrad.decoder_for(vae.to(device), checkpoint=mode)
+        target = torch.zeros_like(decoder.decode(leaf.detach()))
+        chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, Exact(offload=offload, pieces=offload)).backward()
+        results.append(leaf.grad.cpu())
+    assert relative_error(results[1], results[0]) < 1e-11
+
+
+def test_an_error_in_the_loss_leaves_no_copy_under_way():
+    vae = build("wan2.1", torch.float32).to("cuda")
+    decoder, z = chopgrad.decoder_for(vae), latents_for(vae, 6, size=16).cuda().requires_grad_()
+    target = torch.zeros_like(decoder.decode(z.detach()))
+
+    def fails(frames, part):
+        if part.shape[2] > 1:
+            raise RuntimeError("the user's own error")
+        return F.mse_loss(frames, part)
+
+    for _ in range(20):
+        with pytest.raises(RuntimeError, match="the user's own error"):
+            chopgrad.frame_loss(decoder, z, target, fails, Exact(offload=True, pieces=True))
+        x = torch.full((2**22,), 7.0, device="cuda")  # takes the memory that was given back
+        assert (x == 7).all()
+
+
 def test_peak_memory_is_that_of_the_allocator():
     with PeakMemory("cuda") as memory:
         a = torch.zeros(2**22, device="cuda")
         del a
         b = torch.zeros(2**20, device="cuda")
     assert memory.peak_bytes == 2**24
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with PeakMemory("cuda") as memory:
+        (torch.randn(512, 512, device="cuda") @ torch.randn(512, 512, device="cuda")).sum().item()
+    assert memory.peak_bytes == torch.cuda.max_memory_allocated() - before
     del b
