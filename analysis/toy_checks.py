@@ -171,7 +171,7 @@ def claims(toys: list[dict[str, Any]], sweep: list[dict[str, Any]]) -> list[Clai
             "The truncation error is at most the full sum of influence times loss gradient (toys).",
             "Sec. 3.2",
             "holds" if held == 1 else "fails",
-            f"held in {100 * held:.0f} % of cases or more on each of {len(toys)} toys; "
+            f"held in at least {100 * held:.0f} % of cases on each of {len(toys)} toys; "
             f"smallest bound / error {tight:.3f}",
         ),
         Claim(
@@ -184,9 +184,9 @@ def claims(toys: list[dict[str, Any]], sweep: list[dict[str, Any]]) -> list[Clai
             f"D >= log(C/eps)/alpha is enough for tolerance eps (scalar recurrences{fix}).",
             "Sec. 3.2",
             rule,
-            f"as printed, with G = 1: safe in {100 * paper[0]:.0f} % of tolerances or more where alpha > log 2, in as "
+            f"as printed, with G = 1: safe in at least {100 * paper[0]:.0f} % of tolerances where alpha > log 2, in as "
             f"few as {100 * paper[1]:.0f} % below; the same loss times 100: as few as {100 * scaled:.0f} %; corrected: "
-            f"{100 * fixed:.0f} % or more, at most {most:.1f} groups more than needed on average",
+            f"at least {100 * fixed:.0f} %, at most {most:.1f} groups more than needed on average",
         ),
         Claim(
             "Once it has G in it, the paper's rule is safe exactly where alpha >= log 2 (influence at least halves "
