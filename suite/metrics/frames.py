@@ -1,4 +1,4 @@
-"""Means over the frames of each video, a few frames at a time."""
+"""What metrics share: means over the frames of each video, a few frames at a time, and ranges."""
 
 from __future__ import annotations
 
@@ -33,3 +33,16 @@ def mean_over_frames(distance: Callable[[Tensor, Tensor], Tensor], restored: Ten
 def unit_range(video: Tensor) -> Tensor:
     """[-1, 1] to [0, 1]."""
     return (video + 1) / 2
+
+
+def check_finite(name: str, video: Tensor) -> None:
+    """Raises ValueError where ``video`` holds NaN or infinity."""
+    if not torch.isfinite(video).all():
+        raise ValueError(f"The {name} video holds values that are not finite.")
+
+
+def check_target_range(target: Tensor) -> None:
+    """Raises ValueError for a target outside [-1, 1]; restored videos may overshoot, and are clamped."""
+    reach = target.abs().max().item()
+    if reach > 1 + 1e-3:
+        raise ValueError(f"The target reaches {reach:.4g}: pass videos in [-1, 1].")

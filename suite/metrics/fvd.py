@@ -7,8 +7,8 @@ sets look alike as sets, not whether a clip equals its target. The Frechet dista
 
 With few clips it is mostly the noise of S, and biased upwards: 400 logits need far more clips than a small experiment
 has. So every value carries its own split-half noise, the mean FVD between two random halves of the targets. Halves
-have half the clips and therefore more noise than the value itself, but a difference between two methods that is small
-beside it means nothing, unless the methods are compared on the same clips (paired).
+have half the clips and so more noise than the value has; still, what is small beside it means nothing, unless methods
+are compared with each other on the same clips (paired).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from rich.console import Console
@@ -24,7 +24,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from suite.metrics.i3d import CLASSES, i3d
+from suite.metrics.frames import check_finite, check_target_range
+from suite.metrics.i3d import CLASSES, MIN_FRAMES, i3d
 
 SPLITS = 8
 MIN_TARGETS = 4  # two in each half
@@ -63,7 +64,10 @@ def fvd(restored: Sequence[Tensor] | Tensor, target: Sequence[Tensor] | Tensor) 
             f"FVD needs at least 2 restored clips and {MIN_TARGETS} target clips (2 in each half of the split that "
             f"shows its noise), got {len(restored)} and {len(target)}."
         )
-    ours, theirs = _features(restored), _features(target)
+    for name, clips in (("restored", restored), ("target", target)):
+        for clip in clips if not _are_features(clips) else ():
+            _check_clip(name, clip)
+    ours, theirs = (c if _are_features(c) else video_features(c) for c in (restored, target))
     return FVD(frechet_distance(ours, theirs), split_half_noise(theirs), len(ours), len(theirs))
 
 
@@ -147,7 +151,15 @@ def _torch_fidelity() -> Any:
     return torch_fidelity
 
 
-def _features(clips: Sequence[Tensor] | Tensor) -> Tensor:
-    if isinstance(clips, Tensor) and clips.ndim == 2 and clips.shape[1] == CLASSES:
-        return clips
-    return video_features(clips)
+def _are_features(clips: Sequence[Tensor] | Tensor) -> TypeGuard[Tensor]:
+    return isinstance(clips, Tensor) and clips.ndim == 2 and clips.shape[1] == CLASSES
+
+
+def _check_clip(name: str, clip: Tensor) -> None:
+    if clip.ndim != 4 or clip.shape[0] != 3 or clip.shape[1] < MIN_FRAMES:
+        raise ValueError(
+            f"FVD takes clips [3, frames, H, W] of at least {MIN_FRAMES} frames, got a {name} clip {list(clip.shape)}."
+        )
+    check_finite(name, clip)
+    if name == "target":
+        check_target_range(clip)

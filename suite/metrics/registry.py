@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from suite.losses import LPIPS_FILES
 from suite.metrics import dists, i3d, lpips
 from suite.metrics.flickering import flickering
+from suite.metrics.frames import check_finite, check_target_range
 from suite.metrics.fvd import FVD, fvd
 from suite.metrics.psnr import psnr
 from suite.metrics.ssim import ssim
@@ -127,7 +127,8 @@ def score_sets(
 def unavailable(names: Iterable[str] | None = None) -> dict[str, str]:
     """The metrics whose weights are not installed, and how to get them. Ask before a long job."""
     how = {}
-    for name, metric in _chosen({**METRICS, **SET_METRICS}, names).items():
+    table: dict[str, Metric | SetMetric] = {**METRICS, **SET_METRICS}
+    for name, metric in _chosen(table, names).items():
         for file in metric.weights:
             try:
                 wheel_file(*file)
@@ -168,8 +169,5 @@ def _check(restored: Tensor, target: Tensor) -> None:
             f"{list(restored.shape)} and {list(target.shape)}."
         )
     for name, video in (("restored", restored), ("target", target)):
-        if not torch.isfinite(video).all():
-            raise ValueError(f"The {name} video holds values that are not finite.")
-    reach = target.abs().max().item()
-    if reach > 1 + 1e-3:
-        raise ValueError(f"The target reaches {reach:.4g}: pass videos in [-1, 1].")
+        check_finite(name, video)
+    check_target_range(target)

@@ -2,7 +2,7 @@
 
     E(V) = mean over t of  sum_x M_t(x) |V_{t+1}(x + F_t(x)) - V_t(x)|^2 / (3 sum_x M_t(x))
 
-F_t is the optical flow of the *target* from frame t to t+1 and M_t marks what is visible in both frames (``flow.py``).
+F_t is the optical flow of the *target* from frame t to t+1, M_t marks what is visible in both frames (``flow.py``).
 All methods are judged along the same motion; what is left for the target itself is the error of flow and resampling:
 print ``score(target, target, ["warping-error"])`` beside it. Blur lowers it, as it lowers every temporal difference.
 """
