@@ -2,8 +2,8 @@
 
     PSNR = mean over frames of 10 log10(L^2 / MSE),    L = 2, the range of [-1, 1]
 
-MSE is taken over the three colour channels and all pixels of a frame (RGB, not luma, which usually
-reads higher). The mean of the frames' PSNR is what video super-resolution papers print; it is not the PSNR of the mean MSE.
+MSE is taken over the three colour channels and all pixels of a frame (RGB, not luma, which usually reads higher). The
+mean of the frames' PSNR is what video super-resolution papers print; it is not the PSNR of the mean MSE.
 """
 
 from __future__ import annotations
