@@ -2,9 +2,10 @@
 
 The second-order pipeline of Real-ESRGAN (Wang et al. 2021, arXiv 2107.10833) in the form for video of RealBasicVSR
 (Chan et al. 2022, arXiv 2111.12704), which adds video codecs. Kernels, factors and qualities are drawn once for a clip,
-noise for each frame. Departures, all for clips that are small: no picture on the way is smaller than the
-low-resolution one (the original goes down to some ten pixels), codecs are driven by quantiser and not by bit rate, and
-the settings do not drift within a clip.
+noise for each frame. Departures, all for clips that are small: widths of kernels and strengths of noise are those of the
+field for 256 pixels, and in proportion less for a smaller picture (which shows as much of the world with fewer pixels);
+no picture on the way is smaller than the low-resolution one; codecs are driven by quantiser and not by bit rate; the
+settings do not drift within a clip.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.tasks.task import pick, uniform
 KERNELS = ("gaussian", "generalised", "plateau", "sinc")
 KERNEL_WEIGHTS = (0.63, 0.135, 0.135, 0.1)
 MODES = ("bilinear", "area", "bicubic")
+REFERENCE = 256  # pixels; the crop that the published ranges are used with
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Order:
 
     Attributes:
         blur_probability: how often the round blurs at all.
-        sigma: widths of the kernel, pixels.
+        sigma: widths of the kernel, pixels of a picture with ``REFERENCE`` pixels on the shorter side.
         up, down: probabilities that the picture is enlarged or shrunk; else it keeps its size.
         scale: factors of size, smallest and largest.
         noise: standard deviation of Gaussian noise in steps of 1/255.
@@ -59,9 +61,10 @@ def degrade(video: Tensor, scale: int, generator: torch.Generator) -> Tensor:
     """
     height, width = video.shape[2:]
     small = max(1, height // scale), max(1, width // scale)
-    x = _round(video, FIRST, small, generator)
+    relative = min(1.0, min(height, width) / REFERENCE)
+    x = _round(video, FIRST, small, relative, generator)
     x = _codec(x, generator)
-    x = _round(x, SECOND, small, generator)
+    x = _round(x, SECOND, small, relative, generator)
     mode = MODES[pick(generator, len(MODES))]
     smooth = uniform(generator, 0, 1) < 0.8
     cutoff = uniform(generator, math.pi / 3, math.pi)
@@ -77,9 +80,11 @@ def degrade(video: Tensor, scale: int, generator: torch.Generator) -> Tensor:
     return _resize(x.clamp(-1, 1), (height, width), "bicubic").clamp(-1, 1)
 
 
-def _round(x: Tensor, order: Order, small: tuple[int, int], generator: torch.Generator) -> Tensor:
+def _round(x: Tensor, order: Order, small: tuple[int, int], relative: float, generator: torch.Generator) -> Tensor:
     if uniform(generator, 0, 1) < order.blur_probability:
-        x = _filter(x, random_kernel(generator, order.sigma, _reach(x.shape[2:])))
+        x = _filter(
+            x, random_kernel(generator, (order.sigma[0], max(0.3, order.sigma[1] * relative)), _reach(x.shape[2:]))
+        )
     draw = uniform(generator, 0, 1)
     factor = 1.0
     if draw < order.up:
@@ -88,20 +93,20 @@ def _round(x: Tensor, order: Order, small: tuple[int, int], generator: torch.Gen
         factor = uniform(generator, order.scale[0], 1.0)
     size = [max(s, round(n * factor)) for s, n in zip(small, x.shape[2:])]
     x = _resize(x, (size[0], size[1]), MODES[pick(generator, len(MODES))])
-    x = _noise(x, order, generator)
+    x = _noise(x, order, relative, generator)
     return compress_frames(x, round(uniform(generator, *order.quality)))
 
 
-def _noise(x: Tensor, order: Order, generator: torch.Generator) -> Tensor:
+def _noise(x: Tensor, order: Order, relative: float, generator: torch.Generator) -> Tensor:
     grey = uniform(generator, 0, 1) < 0.4
     if uniform(generator, 0, 1) < 0.5:
         shape = (1, *x.shape[1:]) if grey else x.shape
-        sigma = uniform(generator, *order.noise) / 255
+        sigma = relative * uniform(generator, *order.noise) / 255
         noise = 2 * sigma * torch.randn(shape, generator=generator)  # [-1, 1] is two units wide
     else:
         light = ((x.mean(0, keepdim=True) if grey else x).clamp(-1, 1) + 1) / 2
         noise = torch.poisson(light * 255, generator=generator) / 255 - light
-        noise = 2 * uniform(generator, *order.poisson) * noise
+        noise = 2 * relative * uniform(generator, *order.poisson) * noise
     return (x + noise).clamp(-1, 1)
 
 

@@ -84,7 +84,9 @@ def _videos(folder: Path) -> dict[str, Path]:
         )
     found = {p.name: p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES}
     if not found:
-        raise FileNotFoundError(f"No video in '{folder.name}/': looked for files ending in {', '.join(VIDEO_SUFFIXES)}.")
+        raise FileNotFoundError(
+            f"No video in '{folder.name}/': looked for files ending in {', '.join(VIDEO_SUFFIXES)}."
+        )
     return found
 
 

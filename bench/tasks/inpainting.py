@@ -29,9 +29,7 @@ class Inpainting(Task):
 
     region: Literal["centre", "object"] = "centre"
     name: str = field(default="inpainting", kw_only=True)
-    losses: tuple[LossTerm, ...] = field(
-        default=(LossTerm("mse", "latent"), LossTerm("lpips", "pixel")), kw_only=True
-    )
+    losses: tuple[LossTerm, ...] = field(default=(LossTerm("mse", "latent"), LossTerm("lpips", "pixel")), kw_only=True)
 
     def check(self) -> None:
         if self.region not in ("centre", "object"):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
@@ -19,11 +21,12 @@ def contact_sheet(
 ) -> Path:
     """Write a PNG: one row for each seed; on the left frames of the condition, on the right the same of the target.
 
-    Above each row stand its seed and the PSNR of the condition against the target.
+    Beside each row stands its seed, below it the PSNR of the condition against the target (all frames).
     """
     from matplotlib import pyplot
 
-    pairs = [task.clip(seed, frames, height, width) for seed in seeds]
+    bar = track(seeds, description=task.name, console=Console(stderr=True))
+    pairs = [task.clip(seed, frames, height, width) for seed in bar]
     columns = np.unique(np.linspace(0, frames - 1, min(shown, frames)).round().astype(int))
     n = len(columns)
     cell = 1.5

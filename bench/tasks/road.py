@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bench.tasks.raycast import (
-    FAR,
     Camera,
     Hits,
     Scene,
@@ -55,7 +53,7 @@ class Light:
         towards = (
             math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation),
         )  # fmt: skip
-        return Light(towards, tuple(strength * c for c in tint), (0.34 * strength, 0.38 * strength, 0.46 * strength))  # type: ignore[arg-type]
+        return Light(towards, tuple(strength * c for c in tint), (0.22 * strength, 0.26 * strength, 0.34 * strength))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,10 @@ class Road:
         speed = uniform(generator, 5, 11)
         reach = 75 + speed * SECONDS_PER_FRAME * frames
         light = Light.from_angles(
-            uniform(generator, -math.pi, math.pi), math.radians(uniform(generator, 28, 50)),
-            uniform(generator, 0.9, 1.15), uniform(generator, 0.0, 0.35),
+            # Along the road rather than across it, where houses would keep it in the shade.
+            math.radians(uniform(generator, 20, 60) * (1 if pick(generator, 2) else -1)) + math.pi * pick(generator, 2),
+            math.radians(uniform(generator, 30, 50)),
+            uniform(generator, 1.1, 1.4), uniform(generator, 0.0, 0.35),
         )  # fmt: skip
         return Road(_roadside(generator, reach), _cars(generator, speed), light, speed)
 
@@ -139,9 +139,7 @@ class Road:
             parts.append(self._shade(scene, camera, rows, SUBPIXELS * height, other))
         target, condition, changed = (torch.cat(values) for values in zip(*parts))
         mean = [mean_of_subpixels(x, height, width, SUBPIXELS) for x in (target, condition, changed)]
-        mask = (mean[2] > 0).float()
-        target, condition = to_pixels(mean[0]), to_pixels(mean[1])
-        return target, torch.where(mask > 0, condition, target), mask
+        return to_pixels(mean[0]), to_pixels(mean[1]), (mean[2] > 0).float()
 
     def _shade(
         self, scene: Scene, camera: Camera, rays: Tensor, height: int, other: Light
@@ -155,14 +153,13 @@ class Road:
         owner = torch.where(hits.found, scene.owner[hits.shape], 0)
         car = owner > 0
         towards = torch.tensor(self.light.towards)
-        by_scene = blocked(scene, hits, towards, scene.owner == 0)
-        by_cars = blocked(scene, hits, towards, scene.owner > 0)
+        by_scene, by_cars = blocked(scene, hits, towards)
         true = _lit(surface, hits, rays, self.light, ~(by_scene | by_cars), car)
         without = _lit(surface, hits, rays, self.light, ~by_scene, car)
         wrong = _lit(surface, hits, rays, other, torch.ones_like(car), car)
         pasted = torch.where(car[:, None], wrong, without)
         sky = _sky(rays, self.light)
-        haze = (1 - torch.exp(-hits.distance / 160))[:, None]  # distant things take the colour of the horizon
+        haze = (1 - torch.exp(-hits.distance / 350))[:, None]  # distant things take the colour of the horizon
         horizon = _sky(torch.tensor([[0.0, 0.0, 1.0]]), self.light)
 
         def finish(light: Tensor) -> Tensor:
@@ -202,7 +199,7 @@ def _ground(hits: Hits, chosen: Tensor, pixel_angle: float) -> Tensor:
         return sample(torch.full_like(x, index, dtype=torch.long), x / metres, z / metres, level)
 
     grain = photo(GRAVEL, 3.0).mean(1, keepdim=True)
-    colour = (0.07 + 0.16 * grain) * torch.tensor([1.0, 1.0, 1.03])
+    colour = (0.12 + 0.2 * grain) * torch.tensor([1.0, 1.0, 1.03])
     dashed = (x.abs() - LANE).abs() < 0.08
     paint = dashed & ((z % 6) < 3)
     paint |= (x.abs() - (HALF_ROAD - 0.25)).abs() < 0.08
@@ -225,7 +222,7 @@ def _roadside(generator: torch.Generator, reach: float) -> tuple[Shape, ...]:
         z = uniform(generator, -6, 4)
         while z < reach:
             deep, high, wide = uniform(generator, 4, 7), uniform(generator, 2.5, 6), uniform(generator, 4, 8)
-            tint = tuple(uniform(generator, 0.55, 1.35) for _ in range(3))
+            tint = tuple(uniform(generator, 0.5, 1.7) for _ in range(3))
             x = side * (HALF_ROAD + 5.5 + wide + uniform(generator, 0, 3))
             texture = (BRICK, BRICK, GRAVEL)[pick(generator, 3)]
             shapes.append(Shape((x, high, z + deep), (wide, high, deep), tint, texture=texture, metres=4.0))  # type: ignore[arg-type]
@@ -263,9 +260,9 @@ def _cars(generator: torch.Generator, speed: float) -> tuple[Car, ...]:
     def new(x: float, z: float, pace: float, way: int) -> Car:
         return Car(x, z, pace, way, PAINTS[pick(generator, len(PAINTS))], bool(pick(generator, 2)))
 
-    ahead = new(LANE / 2, uniform(generator, 8.5, 14), speed + uniform(generator, -1, 2.5), 1)
-    oncoming = new(-LANE / 2 - LANE * pick(generator, 2), uniform(generator, 22, 45), uniform(generator, 5, 11), -1)
-    beside = new(1.5 * LANE, uniform(generator, 12, 24), uniform(generator, 0.4, 0.9) * speed, 1)
+    ahead = new(LANE / 2, uniform(generator, 8, 12), speed + uniform(generator, -1, 2.5), 1)
+    oncoming = new(-LANE / 2 - LANE * pick(generator, 2), uniform(generator, 20, 36), uniform(generator, 5, 11), -1)
+    beside = new(1.5 * LANE, uniform(generator, 11, 19), uniform(generator, 0.4, 0.9) * speed, 1)
     return ahead, oncoming, beside
 
 
@@ -275,6 +272,3 @@ def wrong_light(light: Light, generator: torch.Generator) -> Light:
     strength = light.sun[1] * (0.5 if pick(generator, 2) else 1.5)
     warmth = uniform(generator, 0.5, 0.9) * (1 if pick(generator, 2) else -1)
     return Light.from_angles(azimuth, math.radians(uniform(generator, 12, 60)), strength, warmth)
-
-
-assert FAR > 1e5  # the haze hides nothing but the sky
