@@ -21,7 +21,7 @@ class Preview:
     out: Path
     """The PNG to write."""
     folder: Path | None = None
-    """Real footage: a folder of videos (super-resolution, inpainting), or one with condition/ and target/ (the rest)."""
+    """Real footage: a folder of videos (super-resolution, inpainting), or condition/ and target/ in it (the rest)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """Numbers of the clips."""
     frames: int = 17

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -37,14 +38,14 @@ def compress_video(video: Tensor, codec: str, quantiser: int) -> Tensor:
     )
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream(codec, rate=Fraction(25), options=options)
+        stream: Any = container.add_stream(codec, rate=Fraction(25), options=options)
         stream.height, stream.width, stream.pix_fmt = even.shape[2], even.shape[3], "yuv420p"
         for picture in _to_bytes(even):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     buffer.seek(0)
-    with av.open(buffer) as container:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with av.open(buffer, "r") as written:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)])
     if len(decoded) != video.shape[1]:
         raise RuntimeError(f"{codec} returned {len(decoded)} of {video.shape[1]} frames.")
     return _from_bytes(decoded)[..., :height, :width]

@@ -2,10 +2,10 @@
 
 The second-order pipeline of Real-ESRGAN (Wang et al. 2021, arXiv 2107.10833) in the form for video of RealBasicVSR
 (Chan et al. 2022, arXiv 2111.12704), which adds video codecs. Kernels, factors and qualities are drawn once for a clip,
-noise for each frame. Departures, all for clips that are small: widths of kernels and strengths of noise are those of the
-field for 256 pixels, and in proportion less for a smaller picture (which shows as much of the world with fewer pixels);
-no picture on the way is smaller than the low-resolution one; codecs are driven by quantiser and not by bit rate; the
-settings do not drift within a clip.
+noise for each frame. Departures, all for clips that are small: widths of kernels and strengths of noise are those of
+the field for 256 pixels, and in proportion less for a smaller picture (which shows as much of the world with fewer
+pixels); no picture on the way is smaller than the low-resolution one; codecs are driven by quantiser and not by bit
+rate; the settings do not drift within a clip.
 """
 
 from __future__ import annotations
@@ -73,10 +73,8 @@ def degrade(video: Tensor, scale: int, generator: torch.Generator) -> Tensor:
         x = _resize(x, small, mode)
         return _filter(x, sinc_kernel(cutoff, _reach(small))) if smooth else x
 
-    if uniform(generator, 0, 1) < 0.5:  # the last two steps come in either order
-        x = _codec(shrink(x), generator)
-    else:
-        x = shrink(_codec(x, generator))
+    codec_last = uniform(generator, 0, 1) < 0.5
+    x = _codec(shrink(x), generator) if codec_last else shrink(_codec(x, generator))
     return _resize(x.clamp(-1, 1), (height, width), "bicubic").clamp(-1, 1)
 
 

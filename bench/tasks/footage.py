@@ -65,15 +65,15 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     Raises:
         OSError: a folder is missing, holds no video, or a video has no partner.
     """
-    sides = [_videos(Path(folder) / side) for side in (CONDITION, TARGET)]
-    for side, own, other in ((TARGET, *sides), (CONDITION, *sides[::-1])):
+    conditions, targets = (_videos(Path(folder) / side) for side in (CONDITION, TARGET))
+    for side, own, other in ((TARGET, conditions, targets), (CONDITION, targets, conditions)):
         missing = sorted(own.keys() - other.keys())
         if missing:
             raise FileNotFoundError(
                 f"'{missing[0]}' has no partner in {side}/ ({len(missing)} such): each video of {CONDITION}/ needs one "
                 f"of equal name in {TARGET}/, and the other way round."
             )
-    return [(path, sides[1][name]) for name, path in sorted(sides[0].items())]
+    return [(path, targets[name]) for name, path in sorted(conditions.items())]
 
 
 def _videos(folder: Path) -> dict[str, Path]:

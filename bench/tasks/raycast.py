@@ -1,7 +1,7 @@
 """Exact pictures of simple scenes: ray casting of boxes and ellipsoids with photographs on them.
 
-Each shape is the cube [-1, 1]^3 or the unit ball under a rotation about the vertical axis, a scaling and a shift, so one
-formula intersects them all. World axes: x to the right, y up, z ahead; lengths in metres.
+Each shape is the cube [-1, 1]^3 or the unit ball under a scaling, a rotation about the vertical axis and a shift. World
+axes: x to the right, y up, z ahead; lengths in metres.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Scene:
     def __init__(self, shapes: Sequence[Shape]) -> None:
         shapes = sorted(shapes, key=lambda s: s.round)  # boxes first, so that each kind is one slice
         self.boxes = sum(not s.round for s in shapes)
-        self.centre = torch.tensor([s.centre for s in shapes])
-        self.half = torch.tensor([s.half for s in shapes])
-        yaw = torch.tensor([s.yaw for s in shapes])
+        self.centre = torch.tensor([s.centre for s in shapes], dtype=torch.float32)
+        self.half = torch.tensor([s.half for s in shapes], dtype=torch.float32)
+        yaw = torch.tensor([s.yaw for s in shapes], dtype=torch.float32)
         zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
         turn = torch.stack([yaw.cos(), zero, -yaw.sin(), zero, one, zero, yaw.sin(), zero, yaw.cos()], 1)
         self.to_local = turn.view(-1, 3, 3) / self.half[:, :, None]
-        self.colour = torch.tensor([s.colour for s in shapes])
+        self.colour = torch.tensor([s.colour for s in shapes], dtype=torch.float32)
         self.texture = torch.tensor([s.texture for s in shapes])
-        self.metres = torch.tensor([s.metres for s in shapes])
+        self.metres = torch.tensor([s.metres for s in shapes], dtype=torch.float32)
         self.owner = torch.tensor([s.owner for s in shapes])
         self.reach = torch.where(torch.tensor([s.round for s in shapes]), self.half.amax(1), self.half.norm(dim=1))
 
@@ -80,7 +80,7 @@ class Camera:
 
     def axes(self) -> Tensor:
         """[3, 3]: rows right, down, ahead."""
-        ahead = F.normalize(torch.tensor(self.target) - torch.tensor(self.position), dim=0)
+        ahead = F.normalize(torch.tensor(self.target, dtype=torch.float32) - torch.tensor(self.position), dim=0)
         right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), ahead), dim=0)
         return torch.stack([right, torch.linalg.cross(ahead, right) * -1, ahead])
 

@@ -2,7 +2,7 @@
 
 The compositing of 3D Gaussian Splatting (Kerbl et al. 2023, arXiv 2308.04079) with round splats of one colour each:
 sorted by depth, and per pixel  sum_k c_k a_k prod_{l<k} (1 - a_l),  a_k = opacity exp(-d^2 / 2 r^2). The picture is cut
-into tiles, and each tile looks only at the splats that reach it; all of it is ordinary torch, so autograd does the rest.
+into tiles, and each tile looks only at the splats that reach it. All of it is ordinary torch: autograd does the rest.
 """
 
 from __future__ import annotations
