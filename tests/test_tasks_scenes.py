@@ -179,6 +179,20 @@ def test_cars_lose_their_shadow_and_their_light():
     assert min(changed) > 0.05
 
 
+def test_the_condition_has_no_shadow_of_a_car_on_the_road():
+    seen = 0
+    for seed in range(4):
+        road = Road.random(torch.Generator().manual_seed(seed), 2)
+        black = Light(road.light.towards, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+        target, condition, mask = road.frame(0, 40, 60, road.light)
+        cars = (condition != road.frame(0, 40, 60, black)[1]).any(0)
+        shadow = (mask[0] > 0) & ~cars
+        seen += int(shadow.sum())
+        brighter = (condition - target).mean(0)
+        assert (brighter[shadow] > 0).all() and brighter[shadow].mean() > 0.1
+    assert seen > 40
+
+
 def test_only_cars_and_their_shadows_change():
     """Without cars condition and target are one picture; the scene keeps its own shadows."""
     generator = torch.Generator().manual_seed(0)
