@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -100,8 +99,3 @@ def uniform(generator: torch.Generator, low: float, high: float) -> float:
 def pick(generator: torch.Generator, count: int) -> int:
     """One of 0, ..., count - 1."""
     return int(torch.randint(count, (), generator=generator))
-
-
-def slug(text: str) -> str:
-    """Text as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
