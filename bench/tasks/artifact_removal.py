@@ -32,7 +32,7 @@ class ArtifactRemoval(Task):
         splats_per_view, steps_per_view: size and length of the fit, per 64x64 pixels of a view and per view.
         cache: fitted renders are kept here under a fingerprint of settings, seed and code; None keeps nothing.
 
-    Cost: about 5 s for 17 frames of 64x64 on one core; about 2 s, for the target, when cached. A fit amplifies rounding: on
+    Cost: about 5 s for 17 frames of 64x64 on one core, most of it the fit, which is kept. A fit amplifies rounding: on
     another processor or release of torch the condition may differ visibly, the target does not.
     """
 
