@@ -23,13 +23,16 @@ in steps of 8 frames, which are whole groups of every architecture."""
 def predict(case: Case) -> dict[str, Any]:
     """``peak_bytes`` as ``bench.memory.peak`` defines it, and the total on the device and on the host.
 
-    Some seconds; no device is needed. LPIPS is predicted for strategies only (the planner knows its shapes); for a
-    baseline the numbers are then None.
+    Some seconds; no device is needed. MSE is predicted, and LPIPS for strategies (the planner knows its shapes);
+    otherwise the numbers are None.
     """
     strategy = plain(case.strategy)
+    device: int | None = None
+    host: int | None = None
     if isinstance(strategy, Baseline):
-        device, host = _baseline(case) if case.loss == "mse" else (None, None)
-    else:
+        if case.loss == "mse":
+            device, host = _baseline(case)
+    elif case.loss in ("mse", "lpips"):
         (found,) = plan(
             FULL_SIZE.get(case.vae) or str(EMBEDDED[case.vae]),
             case.frames,

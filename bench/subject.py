@@ -38,7 +38,7 @@ class Subject:
         self.target = (torch.rand(shape, device="cpu") * 2 - 1).to(self.dtype)
         loss_fn = loss_by_name(case.loss, case.device, self.dtype)
         # A perceptual loss keeps more than the decoder, unless it goes frame by frame.
-        self.loss_fn = chopgrad.framewise(loss_fn) if case.loss.startswith("lpips") else loss_fn
+        self.loss_fn = loss_fn if case.loss in ("mse", "l1") else chopgrad.framewise(loss_fn)
 
     def show(self, video: Tensor) -> None:
         """Encode [1, 3, frames, H, W] in [-1, 1]; its latents and itself become latents and target."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from suite.offline_weights import read_arrays, wheel_file
 
-LOSSES = ("mse", "l1", "lpips", "lpips-alex")
+LOSSES = ("mse", "l1", "lpips", "lpips-alex", "dists")
 
 LPIPS_FILES = {
     "alex": ("weights/alexnet.ckpt", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"),
@@ -24,16 +24,20 @@ LPIPS_FILES = {
 def loss_by_name(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Callable[..., Tensor]:
-    """``mse``, ``l1``, ``lpips`` (VGG-16, the usual training loss) or ``lpips-alex``.
+    """``mse``, ``l1``, ``lpips`` (VGG-16, the usual training loss), ``lpips-alex`` or ``dists``.
 
     Raises:
         ValueError: unknown name.
-        FileNotFoundError: LPIPS weights are not installed.
+        FileNotFoundError: the weights of a perceptual loss are not installed.
     """
     if name == "mse":
         return F.mse_loss
     if name == "l1":
         return F.l1_loss
+    if name == "dists":
+        from suite.metrics.dists import VideoDISTS  # which reads the same weights as LPIPS
+
+        return VideoDISTS().to(device, dtype)
     if name in LOSSES:
         return VideoLPIPS("alex" if name == "lpips-alex" else "vgg").to(device, dtype)
     raise ValueError(f"Unknown loss '{name}': pass one of {', '.join(LOSSES)}.")

@@ -111,7 +111,7 @@ def test_pieces_of_a_decoder_that_has_none(decoder, latents, target):
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"strategy": 1}, TypeError, r"strategy must be Full\(\), Chop\(distance=...\), Exact\(\), Sampled\(...\) or Adaptive\(...\), got 1"),
+        ({"strategy": 1}, TypeError, r"must be Full\(\), Chop\(distance=...\), Exact\(\), Sampled\(...\) or .*, got 1"),
         ({"strategy": Chop}, TypeError, "strategy must be"),
         ({"context_frames": -1}, ValueError, "context_frames must be an int of at least 0, got -1"),
         ({"context_frames": 1.5}, ValueError, "context_frames must be an int of at least 0, got 1.5"),

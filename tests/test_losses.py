@@ -16,6 +16,7 @@ from suite import losses
 from suite.losses import LOSSES, LPIPS_FILES, VideoLPIPS, loss_by_name
 from suite.motion import photographs
 from suite.offline_weights import read_arrays, wheel_file
+from tests.metrics_clips import needs
 
 
 @pytest.fixture(scope="module", params=["alex", "vgg"])
@@ -168,3 +169,15 @@ def test_other_weights_than_the_checked_ones_are_refused(monkeypatch):
     monkeypatch.setitem(losses.LPIPS_FILES, "alex", (LPIPS_FILES["alex"][0], "0" * 64))
     with pytest.raises(ValueError, match=r"'alexnet.ckpt' has SHA-256 443c5bc35326..., expected 000000000000"):
         VideoLPIPS("alex")
+
+
+@needs("dists")
+def test_dists_is_zero_for_equal_videos_and_differentiable():
+    torch.manual_seed(0)
+    video = torch.rand(1, 3, 2, 32, 32) * 2 - 1
+    other = (video + 0.3 * torch.randn_like(video)).clamp(-1, 1).requires_grad_()
+    loss = loss_by_name("dists")
+    assert loss(video, video).item() == pytest.approx(0, abs=1e-5)
+    value = loss(other, video)
+    assert value.item() > 0.01
+    assert torch.autograd.grad(value, other)[0].abs().sum() > 0
