@@ -266,7 +266,7 @@ def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
         ({"minutes": 0, "device": "cpu"}, "--minutes must be positive, got 0"),
         ({"sizes": ("480",), "device": "cpu"}, "--sizes takes HEIGHTxWIDTH in pixels, such as 480x832; got '480'"),
         ({"frames": (16,), "device": "cpu"}, r"--frames must be 1 \+ a multiple of 4, got 16"),
-        ({"losses": ("dists",), "device": "cpu"}, "--losses: 'dists' is unknown; pass some of mse"),
+        ({"losses": ("ssim",), "device": "cpu"}, "--losses: 'ssim' is unknown; pass some of mse"),
         ({"vaes": ("wan2.2",), "device": "cpu"}, "--vaes: 'wan2.2' is not measured here; pass some of wan2.1, cogvid"),
         ({"sizes": ("8x8",), "device": "cpu"}, "No case is left of vaes all, sizes"),
     ],
