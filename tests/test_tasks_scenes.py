@@ -23,14 +23,14 @@ def test_rays_meet_boxes_and_balls_where_geometry_says():
             Shape((6, 0, 5), (1, 1, 1), yaw=np.pi / 4),
         ]
     )
-    rays = torch.tensor([[0.0, 0, 1], [0.0, 1, 0], [6 - 0.5**0.5, 0, 5 - 0.5**0.5], [1.5, 0, 8.0], [0.0, 0, -1]])
+    rays = torch.tensor([[0.0, 0, 1], [0.0, 1, 0], [6 - 0.5**0.5, 0, 5 - 0.5**0.5], [1.8, 0, 8.0], [0.0, 0, -1]])
     rays = rays / rays.norm(dim=1, keepdim=True)
     hits = cast(scene, torch.zeros(3), rays)
     assert hits.distance[0] == pytest.approx(4)  # the ball's front
     assert hits.distance[1] == FAR and hits.distance[4] == FAR
     torch.testing.assert_close(hits.position[2], torch.tensor([6 - 0.5**0.5, 0, 5 - 0.5**0.5]))  # amid a turned face
     torch.testing.assert_close(hits.normal[2], torch.tensor([-(0.5**0.5), 0, -(0.5**0.5)]))
-    torch.testing.assert_close(hits.position[3], torch.tensor([1.5, 0, 8.0]))  # past the ball, on the box behind
+    torch.testing.assert_close(hits.position[3], torch.tensor([1.8, 0, 8.0]))  # past the ball, on the box behind
     torch.testing.assert_close(hits.normal[[0, 3]], torch.tensor([[0.0, 0, -1], [0.0, 0, -1]]))
 
 
