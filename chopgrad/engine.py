@@ -24,7 +24,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
 from chopgrad.memory import available_bytes
-from chopgrad.offload import WaitingRoom, saved_on_host
+from chopgrad.offload import Waiting, WaitingRoom, saved_on_host
 from chopgrad.strategies import Plan
 
 GroupLoss = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
@@ -212,7 +212,7 @@ class Sweep:
         if self.latents.is_meta:  # memory is being predicted, for another machine
             return 1
         there = available_bytes("cpu" if self.room.enabled else self.latents.device)
-        tensors = [x.host if hasattr(x, "host") else x for x in tree_leaves(carry)]
+        tensors = [x.host if isinstance(x, Waiting) else x for x in tree_leaves(carry)]
         size = sum(x.nbytes for x in tensors if isinstance(x, Tensor))
         count = len(self.groups)
         if there is None or size == 0:
