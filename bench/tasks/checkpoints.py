@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bench.tasks.settings import TrainSettings, settings_from
 from chopgrad import CausalDecoder
 
 TRAINABLE = "trainable.safetensors"
@@ -90,23 +91,23 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return (found[-1], int(found[-1].name.removeprefix("step-"))) if found else None
 
 
-def same_run(path: Path, settings: dict[str, Any], may_differ: tuple[str, ...] = ("steps",)) -> None:
-    """Keep the settings of a run beside it, and refuse to go on with others.
+def same_run(path: Path, settings: TrainSettings) -> None:
+    """Keep the settings of a run beside it, and refuse to go on with others; only ``steps`` may change.
 
     Raises:
         ValueError: the folder holds a run with other settings; the message says which.
     """
+    wanted = settings.described()
     if path.exists():
-        old = json.loads(path.read_text())
-        other = [k for k in settings if k not in may_differ and old.get(k) != settings[k]]
+        old = settings_from(json.loads(path.read_text())).described()
+        other = [k for k in wanted if k != "steps" and old[k] != wanted[k]]
         if other:
-            k = other[0]
             raise ValueError(
-                f"'{path.parent.name}' holds a run with {k} {old.get(k)!r}, this one has {settings[k]!r}: pass another "
-                "--out, or remove that folder."
+                f"'{path.parent.name}' holds a run with {other[0]} {old[other[0]]!r}, this one has "
+                f"{wanted[other[0]]!r}: pass another --out, or remove that folder."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    path.write_text(json.dumps(settings.everything(), indent=1) + "\n")
 
 
 def follow(path: Path, upto: int) -> Callable[[dict[str, Any]], None]:

@@ -95,6 +95,10 @@ class TrainSettings:
         if self.batch > self.clips:
             raise ValueError(f"A batch of {self.batch} needs at least as many clips, got {self.clips}.")
 
+    def everything(self) -> dict[str, Any]:
+        """All settings as JSON values, paths as they are: to make the same run again on this machine."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
     def described(self) -> dict[str, Any]:
         """What makes the result, as JSON values; of an absolute path only the last part."""
         left_out = ("out", "cache", "checkpoint_every", "samples", "sample_every", "tracker", "cpu")
@@ -107,3 +111,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
         return Path(value).name
     return value
+
+
+def settings_from(values: dict[str, Any], **changes: Any) -> TrainSettings:
+    """The settings that ``everything`` wrote, with changes."""
+    values = dict(values) | changes
+    for name in ("out", "folder", "prompt", "start", "cache"):
+        values[name] = None if values[name] is None else Path(values[name])
+    return TrainSettings(**(values | {"size": tuple(values["size"])}))

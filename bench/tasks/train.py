@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ class Training:
 
     def __init__(self, settings: TrainSettings) -> None:
         settings.check()
+        # Under autocast Wan's norms take half-precision features and float32 weights; torch warns, and is right anyway.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         self.settings = settings
         self.task, self.arm = task_by_name(settings.task, settings.folder), arm_by_name(settings.arm)
         self.accelerator = Accelerator(
@@ -64,6 +67,12 @@ class Training:
         self.vae: Any = load_vae(settings.vae, self.device, torch.bfloat16 if half else torch.float32, settings.subfolder)
         # Without the clamp, so that saturated pixels have a gradient; what is scored and shown is clamped.
         self.decoder = decoder_for(self.vae, clamp=False, checkpoint=settings.checkpoint)
+        self.spatial_factor = spatial_factor(self.vae)
+        if any(n % self.spatial_factor for n in settings.size):
+            raise ValueError(
+                f"This VAE has one latent for {self.spatial_factor}x{self.spatial_factor} pixels: pass a --size of "
+                f"multiples of {self.spatial_factor}, got {settings.size[0]} {settings.size[1]}."
+            )
         self.shape = ClipShape(settings.frames, *settings.size)
         self.data = self.clips(range(settings.clips))
         self.model: Any = self._restorer()
@@ -95,9 +104,8 @@ class Training:
         family = "wan" if "Wan" in type(self.vae).__name__ or "Qwen" in type(self.vae).__name__ else "cogvideox"
         prompt = None if s.prompt is None else read_prompt(s.prompt)
         if s.pretrained is None:
-            first = self.data[0]["latents"]
-            frames, height, width = first.shape[1:]
-            backbone = fresh_backbone(family, len(first), (frames, height, width), s.width, s.layers, s.seed)
+            shape = (self.data.latent_frames, *(n // self.spatial_factor for n in s.size))
+            backbone = fresh_backbone(family, self.decoder.latent_channels, shape, s.width, s.layers, s.seed)
             return Restorer(backbone, s.timestep, prompt)
         dtype = torch.bfloat16 if s.mixed_precision == "bf16" else torch.float32
         backbone, scheduler = pretrained_backbone(s.pretrained, family, s.lora_rank, dtype)
@@ -107,7 +115,7 @@ class Training:
         """Train to the last step, and write weights, pictures and ``finished.json``."""
         s, main = self.settings, self.accelerator.is_main_process
         if main:
-            same_run(s.out / "run.json", s.described())
+            same_run(s.out / "run.json", s)
         self.accelerator.wait_for_everyone()
         if main:
             self.data.prepare("training")
@@ -233,6 +241,15 @@ class Training:
             TextColumn("{task.fields[loss]}"), console=Console(stderr=True),
             disable=not self.accelerator.is_main_process,
         )  # fmt: skip
+
+
+@torch.no_grad()
+def spatial_factor(vae: Any) -> int:
+    """Pixels per latent along height and width, measured: configs name it differently."""
+    weights = next(iter(vae.parameters()))
+    size = 64
+    frame = torch.zeros(1, 3, 1, size, size, device=weights.device, dtype=weights.dtype)
+    return size // vae.encode(frame).latent_dist.mode().shape[-1]
 
 
 def vae_key(vae: Any) -> str:

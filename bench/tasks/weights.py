@@ -9,6 +9,9 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+
+from bench.tasks.settings import TrainSettings, settings_from
 
 TRANSFORMER, VAE, LORA = "transformer", "vae", "pytorch_lora_weights.safetensors"
 FILE = "diffusion_pytorch_model.safetensors"
@@ -18,12 +21,15 @@ def save_weights(accelerator: Accelerator, out: Path, model: Any, vae: Any | Non
     """LoRA layers as ``pipeline.load_lora_weights(out)`` takes them, or the whole transformer in ``out/transformer``;
     a trained VAE in ``out/vae``.
     """
-    state = accelerator.get_state_dict(model)  # under FSDP every process takes part
+    restorer = accelerator.unwrap_model(model)
+    backbone, weights = restorer.backbone, {}
+    for name, tensor in backbone.state_dict().items():
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()  # every process takes part
+        if accelerator.is_main_process:
+            weights[name] = tensor.detach().cpu().contiguous()
     if not accelerator.is_main_process:
         return
-    restorer = accelerator.unwrap_model(model)
-    backbone, prefix = restorer.backbone, "backbone."
-    weights = {k.removeprefix(prefix): v.detach().cpu().contiguous() for k, v in state.items() if k.startswith(prefix)}
     if _has_lora(backbone):
         from diffusers import CogVideoXPipeline, WanPipeline
         from peft import get_peft_model_state_dict
@@ -65,15 +71,15 @@ def load_weights(folder: Path, model: Any, vae: Any) -> None:
         raise ValueError(f"The run in '{folder.name}' does not fit this model: {reason}") from error
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> TrainSettings:
     """The settings of a run.
 
     Raises:
         ValueError: no run there.
     """
     try:
-        return json.loads((Path(folder) / "run.json").read_text())
-    except (OSError, ValueError) as error:
+        return settings_from(json.loads((Path(folder) / "run.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"'{Path(folder).name}' holds no run: pass the --out of one.") from error
 
 
