@@ -57,7 +57,7 @@ class Restorer(nn.Module):
         self.timestep = timestep
 
     def forward(self, condition: Tensor) -> Tensor:
-        self._check(condition)
+        self.check(*condition.shape[1:])
         time = torch.full((len(condition),), self.timestep, device=condition.device, dtype=torch.long)
         prompt = self.prompt.to(condition.dtype).expand(len(condition), -1, -1)
         if self.family == "wan":
@@ -68,10 +68,10 @@ class Restorer(nn.Module):
             )[0].transpose(1, 2)
         return self.keep * condition - self.remove * velocity
 
-    def _check(self, condition: Tensor) -> None:
+    def check(self, channels: int, latent_frames: int, height: int, width: int) -> None:
+        """Raises ValueError: the backbone does not take latents of this shape."""
         config = self.backbone.config
         patch = config.patch_size[1] if self.family == "wan" else config.patch_size
-        channels, (height, width) = condition.shape[1], condition.shape[-2:]
         if channels != config.in_channels:
             raise ValueError(
                 f"The backbone takes {config.in_channels} latent channels, the VAE gives {channels}: pass a VAE and a "
@@ -80,8 +80,7 @@ class Restorer(nn.Module):
         if height % patch or width % patch:
             raise ValueError(
                 f"The backbone cuts latents into patches of {patch}x{patch}, but a clip has {height}x{width} latents: "
-                "pass a height and width that are multiples of "
-                f"{patch} times the VAE's spatial factor."
+                f"pass a height and width that are multiples of {patch} times the VAE's spatial factor."
             )
 
     def _rotary(self, condition: Tensor) -> tuple[Tensor, Tensor] | None:

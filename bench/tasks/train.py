@@ -76,6 +76,8 @@ class Training:
         self.shape = ClipShape(settings.frames, *settings.size)
         self.data = self.clips(range(settings.clips))
         self.model: Any = self._restorer()
+        latent_size = [n // self.spatial_factor for n in settings.size]
+        self.model.check(self.decoder.latent_channels, self.data.latent_frames, *latent_size)
         if settings.gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
         trained = [p for p in self.model.parameters() if p.requires_grad]
