@@ -1,6 +1,6 @@
 """One update of a training, its gradients written to a file; started by ``accelerate launch`` from a test.
 
-    accelerate launch --multi_gpu --num_processes 2 tests/distributed_step.py SETTINGS.json GRADIENTS.safetensors 2 [fsdp]
+    accelerate launch --multi_gpu --num_processes 2 tests/distributed_step.py SETTINGS GRADIENTS 2 [fsdp]
 
 Accelerate shards on GPUs only; with ``fsdp`` it is told to do so here, where torch's FSDP2 runs on CPUs with gloo.
 """

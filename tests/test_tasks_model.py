@@ -110,9 +110,7 @@ def test_arms_differentiate_as_their_names_say(decoder):
 def test_a_rivals_gradient_is_that_of_the_benchmark(decoder):
     z, target = latents_and_target(decoder)
     value, gradient = gradient_of(Rival(FirstLatents(2)), decoder, z, target)
-    expected, (of_latents,) = differentiate(
-        FirstLatents(2), decoder, z.clone().requires_grad_(), target, F.mse_loss
-    )
+    expected, (of_latents,) = differentiate(FirstLatents(2), decoder, z.clone().requires_grad_(), target, F.mse_loss)
     assert torch.allclose(value, expected)
     assert torch.allclose(gradient, of_latents)
     assert (gradient[:, :, 2:] == 0).all()
@@ -189,8 +187,7 @@ def test_the_objective_adds_the_tasks_terms_with_their_weights(decoder, batch):
     assert total.item() == pytest.approx(thrice["pixel"], rel=1e-5)
 
 
-def test_perceptual_losses_see_every_frame_in_turn(decoder, batch):
-    items, shape = batch
+def test_perceptual_losses_see_every_frame_in_turn(decoder):
     objective = Objective(task_by_name("driving"), ARMS["full"], decoder, torch.device("cpu"), stride=4)
     seen: list[int] = []
 
@@ -217,7 +214,7 @@ def test_a_loss_that_is_not_finite_is_named(decoder, batch):
 
 def test_the_order_covers_every_clip_once_an_epoch_and_resumes_anywhere():
     whole = list(Order(clips=10, batch=4, seed=3, start=0, stop=5))
-    assert sorted(sum(whole, [])) == sorted([*range(10), *range(10)])
+    assert sorted(row for batch in whole for row in batch) == sorted([*range(10), *range(10)])
     assert list(Order(10, 4, 3, start=2, stop=5)) == whole[2:]
     assert list(Order(10, 4, seed=4, start=0, stop=5)) != whole
     shares = [list(Order(10, 4, 3, 0, 5, process, 2)) for process in (0, 1)]

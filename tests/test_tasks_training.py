@@ -103,7 +103,9 @@ def test_two_processes_have_the_gradient_of_one(settings, sharing, tmp_path):
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
     task = "driving" if sharing == "ddp" else "inpainting"  # the decoder's gradients are shared too
-    settings = dataclasses.replace(settings, task=task, batch=2, arm="chop-1" if sharing == "ddp" else "latent", steps=1)
+    settings = dataclasses.replace(
+        settings, task=task, batch=2, arm="chop-1" if sharing == "ddp" else "latent", steps=1
+    )
     (tmp_path / "settings.json").write_text(json.dumps(settings.everything()))
     script, found = str(ROOT / "tests" / "distributed_step.py"), []
     # accelerate's own launcher for several CPU processes needs MPI; that for several GPUs starts any processes, and the

@@ -1,9 +1,9 @@
 """End tasks (arXiv 2603.17812, Sec. 4): look at them, compare the arms, fine-tune on your own videos, restore a video.
 
-    python -m bench.tasks preview --task driving --out sheet.png
-    python -m bench.tasks run                       # one task, three arms, small; --full: the committed protocol
-    python -m bench.tasks train --task super-resolution --folder my_videos --out runs/mine
-    python -m bench.tasks restore --run runs/mine --video blurred.mp4 --out sharp.mp4
+python -m bench.tasks preview --task driving --out sheet.png
+python -m bench.tasks run                       # one task, three arms, small; --full: the committed protocol
+python -m bench.tasks train --task super-resolution --folder my_videos --out runs/mine
+python -m bench.tasks restore --run runs/mine --video blurred.mp4 --out sharp.mp4
 """
 
 from __future__ import annotations

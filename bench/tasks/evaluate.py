@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.tasks.pairs import Pairs, from_bytes
 from bench.tasks.train import UNSEEN, Training
-from suite.metrics import METRICS, FVD, score_sets, score_videos, unavailable, video_features
+from suite.metrics import FVD, METRICS, score_sets, score_videos, unavailable, video_features
 
 FIRST_TEST_CLIP = UNSEEN + 1000  # those before are shown during training
 BATCH = 4
@@ -46,8 +46,8 @@ def as_bytes(video: Tensor) -> Tensor:
     return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def scores(restored: Tensor, target: Tensor, device: torch.device) -> dict[str, Any]:
-    """Each metric of each clip, and the FVD of all of them.
+def scores(restored: Tensor, target: Tensor, device: torch.device, with_fvd: bool = True) -> dict[str, Any]:
+    """Each metric of each clip, and the FVD of all of them (which costs as much as all else on a CPU).
 
     Args:
         restored, target: uint8 [clips, 3, frames, H, W].
@@ -67,7 +67,7 @@ def scores(restored: Tensor, target: Tensor, device: torch.device) -> dict[str, 
                 column += found
     missing = unavailable()
     fvd: FVD | None = None
-    if "fvd" not in missing and len(restored) >= 4:
+    if with_fvd and "fvd" not in missing and len(restored) >= 4:
         fvd = score_sets(_features(restored, device), _target_features(_Same(target), device))["fvd"]
     return {
         "per_clip": per_clip,

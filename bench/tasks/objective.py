@@ -48,9 +48,7 @@ class Objective:
         self._offset = 0
         self._functions = {name: f if name in CHEAP else framewise(f) for name, f in plain.items()}
 
-    def __call__(
-        self, restored: Tensor, batch: Mapping[str, Tensor], step: int = 0
-    ) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, restored: Tensor, batch: Mapping[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, float]]:
         """
         Args:
             restored: [batch, channels, latent frames, h, w] normalised, with a graph.

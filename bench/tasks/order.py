@@ -40,7 +40,8 @@ class Order(Sampler[list[int]]):
 
     def rows(self, step: int) -> list[int]:
         """The whole batch of one forward pass."""
-        chosen, place = [], step * self.batch
+        chosen: list[int] = []
+        place = step * self.batch
         while len(chosen) < self.batch:
             epoch, offset = divmod(place, self.clips)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -17,13 +17,13 @@ ROWS = (0, 1, 2, 3)
 
 
 def compare(protocol: Protocol) -> None:
-    """Run what is missing; write ``<task>.md``, ``<task>.png``, ``differences.png`` and ``README.md`` beside the records."""
+    """Run what is missing, then ``publish``."""
     run(protocol)
     publish(protocol)
 
 
 def publish(protocol: Protocol) -> None:
-    """Write tables and pictures from the records that are there."""
+    """Write ``<task>.md``, ``<task>.png``, ``differences.png`` and ``README.md`` from the records that are there."""
     assert protocol.out and protocol.tasks
     folder = protocol.out
     found = results_of(folder)

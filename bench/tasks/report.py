@@ -29,7 +29,11 @@ TABLES = {
     "inpainting-objects": "Table 3: video inpainting, moving objects",
     "driving": "Table 4: controlled driving video",
 }
-REFERENCES = {"input": "input, untouched", "autoencoder": "target, encoded and decoded", "warm-up": "warm-up (the start)"}
+REFERENCES = {
+    "input": "input, untouched",
+    "autoencoder": "target, encoded and decoded",
+    "warm-up": "warm-up (the start)",
+}
 DIGITS = {"psnr": 2, "ssim": 3, "lpips-alex": 3, "lpips-vgg": 3, "dists": 3, "flickering": 4, "warping-error": 4}
 MIB = 2**20
 EXPLANATION = """\
@@ -122,7 +126,7 @@ def better(metric: str, difference: Sequence[float]) -> bool | None:
 
 
 def pixels_win(results: TaskResults, arm: str, metric: str) -> Verdict:
-    """"A pixel loss through the decoder beats latent-only": for one arm and metric."""
+    """ "A pixel loss through the decoder beats latent-only": for one arm and metric."""
     difference = results.difference(arm, metric)
     found = None if difference is None else better(metric, difference)
     return "undecided" if found is None else "holds" if found else "fails"
@@ -185,8 +189,8 @@ def verdicts(results: TaskResults) -> list[str]:
                                 f"({'better' if side else 'worse'} than exact)")  # fmt: skip
         count = sum(len(distance_matters(results, m)) for m in METRICS)
         lines.append(
-            f"The distance matters little: of {count} comparisons of a truncated arm with the exact gradient, {len(told)} "
-            "differ beyond their interval" + (": " + "; ".join(told) if told else "") + "."
+            f"The distance matters little: of {count} comparisons of a truncated arm with the exact gradient, "
+            f"{len(told)} differ beyond their interval" + (": " + "; ".join(told) if told else "") + "."
         )
     return lines
 
@@ -212,7 +216,9 @@ def overview(all_results: Sequence[TaskResults], command: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def figure(all_results: Sequence[TaskResults], path: Path, metrics: Sequence[str] = ("psnr", "lpips-vgg", "dists")) -> Path:
+def figure(
+    all_results: Sequence[TaskResults], path: Path, metrics: Sequence[str] = ("psnr", "lpips-vgg", "dists")
+) -> Path:
     """Differences to latent-only with intervals: a row a task, a column a metric, a bar an arm."""
     from matplotlib import pyplot
 
@@ -233,7 +239,9 @@ def figure(all_results: Sequence[TaskResults], path: Path, metrics: Sequence[str
                 mean, low, high = difference
                 side = better(metric, difference)
                 color = "0.55" if side is None else "tab:green" if side else "tab:red"
-                axis.errorbar(mean, k, xerr=[[mean - low], [high - mean]], fmt="o", markersize=4, color=color, capsize=2)
+                axis.errorbar(
+                    mean, k, xerr=[[mean - low], [high - mean]], fmt="o", markersize=4, color=color, capsize=2
+                )
             axis.set_yticks(range(len(arms)), [MEANING[a] for a in arms], fontsize=7)
             axis.set_ylim(len(arms) - 0.5, -0.5)
             axis.tick_params(axis="x", labelsize=7)
@@ -266,11 +274,11 @@ def _settings(results: TaskResults) -> str:
     width, height = s["size"][1], s["size"][0]
     code = f"commit {(p['commit'] or 'unknown')[:10]}{' with local changes' if p['dirty'] else ''}"
     return (
-        f"{seeds} seeds, {s['test_clips']} test clips of {s['frames']} frames of {height}x{width}, {s['clips']} training "
-        f"clips; warm-up in latent space, then {s['steps']} steps of {s['batch']} clips at rate {s['rate']:g}, "
-        f"{s['mixed_precision'].replace('no', 'float32')}; VAE {s['vae']}. Perceptual losses saw every "
-        f"{s['perceptual_stride']}th frame of a group, in turn. Measured on {p['device']} ({p['threads']} threads), torch "
-        f"{p['torch']}, diffusers {p['diffusers']}, {code}, {p['date'][:10]}: `{p['command'].strip()}`."
+        f"{seeds} seeds, {s['test_clips']} test clips of {s['frames']} frames of {height}x{width}, {s['clips']} "
+        f"training clips; warm-up in latent space, then {s['steps']} steps of {s['batch']} clips at rate "
+        f"{s['rate']:g}, {s['mixed_precision'].replace('no', 'float32')}; VAE {s['vae']}. Perceptual losses saw every "
+        f"{s['perceptual_stride']}th frame of a group, in turn. Measured on {p['device']} ({p['threads']} threads), "
+        f"torch {p['torch']}, diffusers {p['diffusers']}, {code}, {p['date'][:10]}: `{p['command'].strip()}`."
     )
 
 

@@ -8,7 +8,7 @@ CogVideoX). With fresh weights the last layer is zero, so training starts near t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel, WanTransformer3DModel
@@ -48,11 +48,13 @@ class Restorer(nn.Module):
             prompt = torch.zeros(1, tokens, width)
         if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
             raise ValueError(f"The prompt must be [1, tokens, {width}] for this backbone, got {list(prompt.shape)}.")
+        self.prompt: Tensor
         self.register_buffer("prompt", prompt, persistent=False)
         if self.family == "wan":
             self.keep, self.remove = 1.0, timestep / 1000
         else:
-            alpha = (scheduler or CogVideoXDDIMScheduler()).alphas_cumprod[timestep].item()
+            schedule: Any = scheduler or CogVideoXDDIMScheduler()
+            alpha = schedule.alphas_cumprod[timestep].item()
             self.keep, self.remove = alpha**0.5, (1 - alpha) ** 0.5
         self.timestep = timestep
 
@@ -93,13 +95,14 @@ class Restorer(nn.Module):
         patch = config.patch_size
         grid = (condition.shape[3] // patch, condition.shape[4] // patch)
         base = config.sample_width // patch, config.sample_height // patch
-        return get_3d_rotary_pos_embed(
+        positions: Any = get_3d_rotary_pos_embed(
             embed_dim=config.attention_head_dim,
             crops_coords=get_resize_crop_region_for_grid(grid, *base),
             grid_size=grid,
             temporal_size=condition.shape[2],
             device=condition.device,
         )
+        return positions
 
 
 def family_of(backbone: Any) -> Family:
@@ -107,7 +110,7 @@ def family_of(backbone: Any) -> Family:
     if isinstance(backbone, WanTransformer3DModel):
         return "wan"
     if isinstance(backbone, CogVideoXTransformer3DModel):
-        if backbone.config.patch_size_t is not None:
+        if cast(Any, backbone).config.patch_size_t is not None:
             raise ValueError("CogVideoX 1.5 cuts time into patches too, which is not supported: pass CogVideoX 1.0.")
         return "cogvideox"
     raise ValueError(

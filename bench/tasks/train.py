@@ -30,7 +30,7 @@ from bench.tasks.objective import Objective
 from bench.tasks.order import Order
 from bench.tasks.pairs import ClipShape, Pairs, from_bytes
 from bench.tasks.pictures import side_by_side, write_video
-from bench.tasks.restorer import Restorer, fresh_backbone, pretrained_backbone, read_prompt
+from bench.tasks.restorer import Family, Restorer, fresh_backbone, pretrained_backbone, read_prompt
 from bench.tasks.settings import TrainSettings
 from bench.tasks.weights import load_weights, save_weights
 from chopgrad import decoder_for
@@ -64,7 +64,9 @@ class Training:
         set_seed(settings.seed)
         trains_decoder = self.task.trains_decoder and self.arm.pixels
         half = settings.mixed_precision == "bf16" and settings.pretrained is not None and not trains_decoder
-        self.vae: Any = load_vae(settings.vae, self.device, torch.bfloat16 if half else torch.float32, settings.subfolder)
+        self.vae: Any = load_vae(
+            settings.vae, self.device, torch.bfloat16 if half else torch.float32, settings.subfolder
+        )
         # Without the clamp, so that saturated pixels have a gradient; what is scored and shown is clamped.
         self.decoder = decoder_for(self.vae, clamp=False, checkpoint=settings.checkpoint)
         self.spatial_factor = spatial_factor(self.vae)
@@ -103,10 +105,11 @@ class Training:
 
     def _restorer(self) -> Restorer:
         s = self.settings
-        family = "wan" if "Wan" in type(self.vae).__name__ or "Qwen" in type(self.vae).__name__ else "cogvideox"
+        family: Family = "wan" if "Wan" in type(self.vae).__name__ or "Qwen" in type(self.vae).__name__ else "cogvideox"
         prompt = None if s.prompt is None else read_prompt(s.prompt)
         if s.pretrained is None:
-            shape = (self.data.latent_frames, *(n // self.spatial_factor for n in s.size))
+            height, width = (n // self.spatial_factor for n in s.size)
+            shape = (self.data.latent_frames, height, width)
             backbone = fresh_backbone(family, self.decoder.latent_channels, shape, s.width, s.layers, s.seed)
             return Restorer(backbone, s.timestep, prompt)
         dtype = torch.bfloat16 if s.mixed_precision == "bf16" else torch.float32

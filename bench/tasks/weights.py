@@ -59,7 +59,7 @@ def load_weights(folder: Path, model: Any, vae: Any) -> None:
             from peft import set_peft_model_state_dict
 
             saved = {k.removeprefix("transformer."): v for k, v in load_file(folder / LORA).items()}
-            result = set_peft_model_state_dict(backbone, saved)
+            result: Any = set_peft_model_state_dict(backbone, saved)
             if result.unexpected_keys:
                 raise RuntimeError(f"unexpected {result.unexpected_keys[0]}")
         else:
