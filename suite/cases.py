@@ -10,7 +10,11 @@ from suite.records import Record, provenance, read_record, write_record
 
 
 def run_case(
-    path: Path, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], device: str = "cpu"
+    path: Path,
+    settings: Mapping[str, Any],
+    measure: Callable[[], Mapping[str, Any]],
+    device: str = "cpu",
+    code_in_settings: bool = False,
 ) -> Record:
     """The record of one case: read back if it is finished, else measured and written.
 
@@ -21,12 +25,15 @@ def run_case(
         path: the record, ``<area>/<case>.json``.
         settings: every parameter, as JSON values.
         measure: computes the metrics.
+        code_in_settings: a fingerprint of the code that decides the result is among the settings too, so that a record
+            outlives commits that do not touch it.
     """
     made_by = provenance(device)
+    keys = ("torch", "device") if code_in_settings else ("commit", "dirty", "torch", "device")
     try:
         old = read_record(path)
-        same = all(old.provenance.get(key) == made_by[key] for key in ("commit", "dirty", "torch", "device"))
-        if same and old.settings == dict(settings) and not made_by["dirty"]:
+        same = all(old.provenance.get(key) == made_by[key] for key in keys)
+        if same and old.settings == dict(settings) and (code_in_settings or not made_by["dirty"]):
             return old
     except ValueError:  # none yet
         pass

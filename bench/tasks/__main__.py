@@ -1,4 +1,10 @@
-"""Look at the end tasks: ``python -m bench.tasks preview --task driving --out sheet.png``."""
+"""End tasks (arXiv 2603.17812, Sec. 4): look at them, compare the arms, fine-tune on your own videos, restore a video.
+
+python -m bench.tasks preview --task driving --out sheet.png
+python -m bench.tasks run                       # one task, three arms, small; --full: the committed protocol
+python -m bench.tasks train --task super-resolution --folder my_videos --out runs/mine
+python -m bench.tasks restore --run runs/mine --video blurred.mp4 --out sharp.mp4
+"""
 
 from __future__ import annotations
 
@@ -7,9 +13,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.conf import subcommand
 
 from bench.tasks import TASKS, task_by_name
+from bench.tasks.arms import MEANING
 from bench.tasks.preview import contact_sheet
+from bench.tasks.protocol import Protocol
+from bench.tasks.settings import TrainSettings
 
 
 @dataclass
@@ -34,18 +44,59 @@ class Preview:
 
 @dataclass
 class List:
-    """The tasks, their losses and whether the decoder trains."""
+    """The tasks, their losses and whether the decoder trains; and the arms."""
 
 
-Command = Annotated[Preview, tyro.conf.subcommand("preview")] | Annotated[List, tyro.conf.subcommand("list")]
+@dataclass
+class Restore:
+    """Apply a finished run to a video."""
+
+    run: Path
+    """The --out of a finished ``train``."""
+    video: Path
+    """The video to restore; it is cut to a number of frames that the VAE decodes to, and to its spatial factor."""
+    out: Path
+    """The .mp4 to write."""
+    frames: int | None = None
+    """At most so many frames (default: all)."""
+    cpu: bool = False
+    """Leave a GPU alone."""
 
 
-def main(command: Preview | List) -> None:
+Command = (
+    Annotated[Preview, subcommand("preview")]
+    | Annotated[List, subcommand("list")]
+    | Annotated[Protocol, subcommand("run")]
+    | Annotated[TrainSettings, subcommand("train")]
+    | Annotated[Restore, subcommand("restore")]
+)
+
+
+def main(command: Preview | List | Protocol | TrainSettings | Restore) -> None:
     if isinstance(command, List):
         for name, task in TASKS.items():
             losses = " + ".join(f"{t.weight:g} {t.loss} ({t.space})" for t in task.losses)
             print(f"{name}: {losses}{'; the decoder trains too' if task.trains_decoder else ''}")
-        return
+        print("\nArms:")
+        for name, meaning in MEANING.items():
+            print(f"{name}: {meaning}")
+    elif isinstance(command, Preview):
+        _preview(command)
+    elif isinstance(command, Protocol):
+        from bench.tasks.publish import compare
+
+        compare(command)
+    elif isinstance(command, TrainSettings):
+        from bench.tasks.train import Training
+
+        Training(command).run()
+    else:
+        from bench.tasks.apply import restore_video
+
+        restore_video(command.run, command.video, command.out, command.frames, command.cpu)
+
+
+def _preview(command: Preview) -> None:
     if command.out.suffix.lower() != ".png":
         raise ValueError(f"--out must name a .png file, got '{command.out.name}'.")
     if not command.seeds or command.shown < 1:
@@ -59,7 +110,7 @@ def cli(arguments: list[str] | None = None) -> None:
     """The command line; bad input ends it with one sentence."""
     try:
         main(tyro.cli(Command, description=__doc__, args=arguments))  # type: ignore[arg-type]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
