@@ -1,6 +1,6 @@
 """Fine-tuning of a video VAE's decoder with a pixel loss: ``python examples/decoder_finetuning.py --loss lpips``.
 
-Latents are encoded once; the gradient goes to the decoder's own parameters, group by group, so that memory does not grow
+Latents are encoded once; the gradient goes to the decoder's parameters, group by group, so that memory does not grow
 with the video. ``--pretrained FOLDER_OR_HUB_ID --subfolder vae`` takes the VAE of a published pipeline instead of the
 tiny trained one, and ``--save FOLDER`` keeps the result for ``from_pretrained``.
 """

@@ -33,11 +33,16 @@ def run(name, *arguments):
 def test_a_pixel_loss_trains_a_transformer():
     steps, text = run("pixel_loss", *SMALL_VIDEO, "--steps", "24")
     latent, pixel = ([float(x) for x in re.findall(rf"{kind} loss (\S+)", text)] for kind in ("latent", "pixel"))
-    assert len(latent) == len(pixel) == 24
+    assert len(latent) == len(pixel) == len(steps) == 24
     assert median(latent[-8:]) < 0.9 * median(latent[:8])
-    # The prediction's error is sigma times the transformer's, so this is the part of the pixel loss that it can help.
-    scaled = [loss / step["sigma"] ** 2 for loss, step in zip(pixel, steps) if step["sigma"] > 0.2]
-    assert median(scaled[-6:]) < 0.8 * median(scaled[:6])
+    # The prediction is off by sigma times the transformer's error; where sigma is small the VAE's own error is left.
+    scaled = [loss / step["sigma"] ** 2 for loss, step in zip(pixel, steps) if step["sigma"] > 0.5]
+    assert median(scaled[-4:]) < 0.5 * scaled[0]
+    _, without = run("pixel_loss", *SMALL_VIDEO, "--steps", "3", "--pixel-weight", "0")
+    first, *later = [step.group() for step in re.finditer("step.*", without)]
+    assert first in text
+    assert later
+    assert not any(step in text for step in later)  # the pixel loss's gradient made another transformer
 
 
 def test_a_reward_is_raised():
@@ -76,7 +81,8 @@ def pipeline(tmp_path_factory):
     """A pipeline's folder, vae/ and transformer/, with small widths."""
     folder = tmp_path_factory.mktemp("pipeline")
     small = build("wan2.1", torch.float32)  # two pixels a latent
-    AutoencoderKLWan.from_config({**small.config, "scale_factor_spatial": 2}).save_pretrained(folder / "vae")
+    small.register_to_config(scale_factor_spatial=2)
+    small.save_pretrained(folder / "vae")
     WanTransformer3DModel(
         num_attention_heads=1, attention_head_dim=32, in_channels=4, out_channels=4, text_dim=8, freq_dim=32,
         ffn_dim=32, num_layers=1,
