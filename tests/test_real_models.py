@@ -1,0 +1,123 @@
+"""Folders laid out like the published repositories, in small widths: they load, and what is wrong is one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from suite.vaes import load_vae
+from tests.models import build, latents_for
+
+PUBLISHED = {
+    "Wan2.1-T2V-1.3B-Diffusers": ("wan2.1", "WanPipeline"),
+    "Wan2.2-TI2V-5B-Diffusers": ("wan2.2", "WanPipeline"),
+    "CogVideoX-2b": ("cogvideox", "CogVideoXPipeline"),
+}
+SHARD_SIZE = "40KB"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def pipeline(folder: Path, name: str = "Wan2.1-T2V-1.3B-Diffusers", sharded: bool = False) -> Path:
+    """model_index.json, vae/ and (for Wan) transformer/, as the pipelines' save_pretrained lays them out."""
+    model, kind = PUBLISHED[name]
+    vae = build(model, torch.float32)
+    vae.save_pretrained(folder / "vae", max_shard_size=SHARD_SIZE if sharded else "10GB")
+    parts = {"vae": ["diffusers", type(vae).__name__]}
+    if kind == "WanPipeline":
+        transformer = WanTransformer3DModel(
+            num_attention_heads=1, attention_head_dim=32, in_channels=4, out_channels=4, text_dim=8, freq_dim=32,
+            ffn_dim=32, num_layers=1,
+        )  # fmt: skip
+        transformer.save_pretrained(folder / "transformer", max_shard_size=SHARD_SIZE)
+        parts["transformer"] = ["diffusers", "WanTransformer3DModel"]
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind, **parts}))
+    return folder
+
+
+def shards(folder: Path) -> list[Path]:
+    found = sorted((folder / "vae").glob("*-of-*.safetensors"))
+    assert len(found) > 2, "the model must be large enough for several shards"
+    return found
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_layout_is_loaded(tmp_path, name, sharded):
+    folder = pipeline(tmp_path / name, name, sharded)
+    if sharded:
+        shards(folder)
+        assert (folder / "vae" / INDEX).is_file()
+    original = build(PUBLISHED[name][0], torch.float32)
+    z = latents_for(original, 3)
+    for loaded in (load_vae(str(folder), subfolder="vae"), load_vae(str(folder / "vae"))):
+        assert torch.equal(loaded.decode(z).sample, original.decode(z).sample)
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def move_a_tensor(folder: Path) -> None:
+    """The first shard loses a tensor that the index still places there."""
+    path = shards(folder)[0]
+    weights = load_file(path)
+    del weights[next(iter(weights))]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: shards(f)[1].unlink(), r"lacks 1 of the \d+ shards in its index, the first is .*-00002-of-"),
+        (lambda f: [s.unlink() for s in shards(f)[1:]], r"lacks \d+ of the \d+ shards in its index"),
+        (lambda f: cut(shards(f)[2], 12_000), "00003-of-.* is cut off: 12000 bytes of .* Download it again"),
+        (lambda f: cut(shards(f)[0], 100), "00001-of-.* is cut off: 100 bytes of"),
+        (lambda f: cut(shards(f)[0], 3), "No VAE could be loaded from"),
+        (lambda f: shards(f)[0].write_bytes(b"not weights" * 100), "No VAE could be loaded from"),
+        (lambda f: shards(f)[0].write_text("version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer"),
+        (lambda f: (f / "vae" / INDEX).unlink(), "has shards but no diffusion_pytorch_model.safetensors.index.json"),
+        (lambda f: (f / "vae" / INDEX).write_text("{"), "is not an index of shards"),
+        (lambda f: (f / "vae" / INDEX).write_text('{"weight_map": ["a"]}'), "is not an index of shards"),
+        (lambda f: move_a_tensor(f), "00001-of-.* lacks .*, which the index places there"),
+    ],
+)
+def test_what_is_wrong_with_the_shards(tmp_path, damage, sentence):
+    folder = pipeline(tmp_path, sharded=True)
+    load_vae(str(folder), subfolder="vae")
+    damage(folder)
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_vae(str(folder), subfolder="vae")
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_file_that_is_cut_off(tmp_path):
+    weights = pipeline(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors"
+    cut(weights, weights.stat().st_size - 1)
+    with pytest.raises(ValueError, match="is cut off"):
+        load_vae(str(tmp_path), subfolder="vae")
+
+
+@pytest.mark.parametrize(
+    ("source", "subfolder", "sentence"),
+    [
+        ("", None, "has no config.json.*--subfolder vae"),
+        ("", "transformer", "holds a WanTransformer3DModel, but the supported VAEs are AutoencoderKLWan"),
+        ("", "text_encoder", "has no config.json"),
+        ("vae/diffusion_pytorch_model.safetensors", None, "is a file: pass the folder"),
+    ],
+)
+def test_the_wrong_part_of_a_pipeline(tmp_path, source, subfolder, sentence):
+    folder = pipeline(tmp_path)
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_vae(str(folder / source), subfolder=subfolder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_of_another_class_over_good_weights(tmp_path):
+    config = pipeline(tmp_path) / "vae" / "config.json"
+    config.write_text(config.read_text().replace("AutoencoderKLWan", "AutoencoderKLHunyuanVideo"))
+    with pytest.raises(ValueError, match="holds a AutoencoderKLHunyuanVideo, but the supported VAEs are"):
+        load_vae(str(tmp_path), subfolder="vae")
