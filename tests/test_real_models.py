@@ -8,8 +8,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from analysis import error_bound, gradient_bias, spatial_locality, temporal_locality
+from analysis.real_clips import Crops
+from chopgrad.__main__ import main as chopgrad_command
+from suite.records import read_record
 from suite.vaes import load_vae
 from tests.models import build, latents_for
+from weights import evaluate
 
 PUBLISHED = {
     "Wan2.1-T2V-1.3B-Diffusers": ("wan2.1", "WanPipeline"),
@@ -121,3 +126,47 @@ def test_a_config_of_another_class_over_good_weights(tmp_path):
     config.write_text(config.read_text().replace("AutoencoderKLWan", "AutoencoderKLHunyuanVideo"))
     with pytest.raises(ValueError, match="holds a AutoencoderKLHunyuanVideo, but the supported VAEs are"):
         load_vae(str(tmp_path), subfolder="vae")
+
+
+SMALL = Crops(None, count=1, frames=9, size=(24, 24))
+
+
+@pytest.mark.parametrize("script", [temporal_locality, spatial_locality, error_bound], ids=lambda m: m.__name__)
+def test_the_theory_runs_on_a_part_of_a_pipeline(tmp_path, monkeypatch, script):
+    name = "Wan2.1-T2V-1.3B-Diffusers"
+    folder = pipeline(tmp_path / name)
+    if script is error_bound:
+        monkeypatch.setattr(script.Config, "crops", lambda self, _: SMALL)
+    else:
+        monkeypatch.setattr(script.Config, "small_crops" if script is temporal_locality else "crops", SMALL)
+    script.main(script.Config(vaes=(str(folder),), subfolder="vae", out=tmp_path / "out"))
+    record = read_record(tmp_path / "out" / f"{script.__name__.rpartition('.')[2]}-{name}.json")
+    assert record.settings["vae"] == name
+    assert record.metrics["samples"]
+    assert str(tmp_path) not in json.dumps([record.settings, record.metrics])
+    with pytest.raises(ValueError, match="--subfolder vae"):
+        script.main(script.Config(vaes=(str(folder),), out=tmp_path / "out"))
+
+
+def test_bias_and_reconstruction_run_on_a_part_of_a_pipeline(tmp_path):
+    folder = pipeline(tmp_path / "p", "CogVideoX-2b", sharded=True)
+    settings = gradient_bias.Config(
+        vae=str(folder), subfolder="vae", crops=1, frames=9, size=(8, 8), losses=("mse",), blocks=(1,),
+        device="cpu", out=tmp_path / "bias.json",
+    )  # fmt: skip
+    assert read_record(gradient_bias.measure(settings)).metrics["summary"]
+    shown = evaluate.Config(
+        vae=str(folder), subfolder="vae", crops=1, frames=9, sizes=(8,), device="cpu", out=tmp_path / "psnr.json"
+    )
+    assert read_record(evaluate.evaluate(shown)).metrics["clips"]
+
+
+def test_the_planner_takes_a_part_of_a_pipeline(tmp_path, capsys):
+    folder = pipeline(tmp_path)
+    command = ["plan", "--frames", "9", "--size", "8x8", "--json", "--checkpoint", "none"]
+    for where in (["--vae", str(folder), "--subfolder", "vae"], ["--vae", str(folder / "vae")]):
+        assert chopgrad_command([*command, *where]) == 0
+    first, second = capsys.readouterr().out.split('"predictions"')[1:]
+    assert first.split('"recommended"')[0] == second.split('"recommended"')[0]
+    assert chopgrad_command([*command, "--vae", str(folder), "--subfolder", "decoder"]) == 2
+    assert "in its subfolder 'decoder'" in capsys.readouterr().err
