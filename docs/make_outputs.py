@@ -6,6 +6,7 @@ runs the commands again and rewrites the blocks; with ``--check`` it only says w
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-BLOCK = re.compile(r"(<!-- output: (?P<command>.+?) -->\n\n```text\n)(?P<output>.*?)(?=\n```)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- output: (?P<command>.+?) -->\n\n```text\n)(?P<output>(?:(?!```).*\n)*)(?=```\n)")
 
 
 def run(command: str) -> str:
@@ -23,7 +24,8 @@ def run(command: str) -> str:
     if program not in ("chopgrad", "python"):
         raise ValueError(f"A command in the docs must begin with chopgrad or python, got '{command}'.")
     words = [sys.executable, *(["-m", "chopgrad"] if program == "chopgrad" else []), *arguments]
-    done = subprocess.run(words, cwd=FOLDER.parent, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run(words, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"'{command}' failed: {done.stderr.strip()}")
     return done.stdout.rstrip()
@@ -34,7 +36,7 @@ def filled(text: str, output_of: Callable[[str], str], only: str = "") -> str:
 
     def fill(match: re.Match[str]) -> str:
         wanted = only in match["command"]
-        return match[1] + (output_of(match["command"]) if wanted else match["output"])
+        return match[1] + (f"{output_of(match['command'])}\n" if wanted else match["output"])
 
     return BLOCK.sub(fill, text)
 
