@@ -1,5 +1,7 @@
 """The conformance kit on a right decoder and on one that forgets its cache: ``python docs/check_a_decoder.py``."""
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from torch.utils._pytree import tree_map_only
@@ -15,7 +17,7 @@ class ForgetsItsCache(WanDecoder):
 
 
 torch.manual_seed(0)
-vae = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True])
+vae: Any = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True])
 vae = vae.float().eval().requires_grad_(False)
 
 print("holds:", ", ".join(check_decoder(WanDecoder(vae))))

@@ -6,6 +6,7 @@ plus the MSE of the decoded video. A tiny trained VAE and a small random transfo
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from suite.clips import load_clip, packaged_clip
 TINY_VAE = Path(__file__).parents[1] / "weights" / "tiny-wan2.1"
 
 
-def models(pretrained: str | None, dtype: torch.dtype) -> tuple[AutoencoderKLWan, WanTransformer3DModel]:
+def models(pretrained: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     if pretrained:
         vae = AutoencoderKLWan.from_pretrained(pretrained, subfolder="vae", torch_dtype=dtype)
         return vae, WanTransformer3DModel.from_pretrained(pretrained, subfolder="transformer")

@@ -1,11 +1,12 @@
 """A reward's gradient into a video transformer: ``python examples/reward_gradient.py``.
 
 DRaFT-1 (Clark et al., ICLR 2024): sample a video, and let the gradient of the reward of its frames flow through the
-last sampling step only. Every frame is scored, and memory does not grow with the video. The reward is any ``nn.Module``
-that scores images. A tiny trained VAE and a small random transformer stand in for ``--pretrained FOLDER_OR_HUB_ID``.
+last sampling step only. Every frame is scored, and memory does not grow with the video. The reward is any module that
+scores images. A tiny trained VAE and a random transformer stand in for ``--pretrained FOLDER_OR_HUB_ID``.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -24,7 +25,7 @@ class Warmth(nn.Module):
         return (images[:, 0] - images[:, 2]).mean((1, 2))
 
 
-def models(pretrained: str | None) -> tuple[AutoencoderKLWan, WanTransformer3DModel]:
+def models(pretrained: str | None) -> tuple[Any, Any]:
     if pretrained:
         vae = AutoencoderKLWan.from_pretrained(pretrained, subfolder="vae")
         return vae, WanTransformer3DModel.from_pretrained(pretrained, subfolder="transformer")
@@ -52,7 +53,7 @@ def main(
     decoder = decoder_for(vae)  # with its clamp: a pixel beyond [-1, 1] must earn nothing
     reward = Warmth().to(device).eval()
     optimizer = torch.optim.AdamW(transformer.parameters(), lr)
-    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
     prompt = torch.zeros(1, 8, transformer.config.text_dim, device=device)  # your text encoder's output
 
     def negative_reward(frames: Tensor, _: Tensor) -> Tensor:
