@@ -1,8 +1,7 @@
 """A reward's gradient into a video transformer: ``python examples/reward_gradient.py``.
 
-DRaFT-1 (Clark et al., ICLR 2024): sample a video, and let the gradient of the reward of its frames flow through the
-last sampling step only. Every frame is scored, and memory does not grow with the video. The reward is any module that
-scores images. A tiny trained VAE and a random transformer stand in for ``--pretrained FOLDER_OR_HUB_ID``.
+DRaFT-1 (Clark et al., ICLR 2024): the reward of all frames of a sampled video, differentiated through the last sampling
+step. The reward is any module that scores images. A tiny VAE and transformer stand in for ``--pretrained FOLDER_OR_ID``.
 """
 
 from pathlib import Path
