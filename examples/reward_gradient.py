@@ -1,7 +1,7 @@
 """A reward's gradient into a video transformer: ``python examples/reward_gradient.py``.
 
 DRaFT-1 (Clark et al., ICLR 2024): the reward of all frames of a sampled video, differentiated through the last sampling
-step. The reward is any module that scores images. A tiny VAE and transformer stand in for ``--pretrained FOLDER_OR_ID``.
+step. The reward is any module that scores images. A tiny VAE and transformer stand in for ``--pretrained FOLDER``.
 """
 
 from pathlib import Path

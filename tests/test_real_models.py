@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from analysis import error_bound, gradient_bias, spatial_locality, temporal_locality
 from analysis.real_clips import Crops
+from chopgrad import Full
 from chopgrad.__main__ import main as chopgrad_command
+from chopgrad.planner import plan
 from suite.records import read_record
 from suite.vaes import load_vae
 from tests.models import build, latents_for
@@ -163,10 +165,10 @@ def test_bias_and_reconstruction_run_on_a_part_of_a_pipeline(tmp_path):
 
 def test_the_planner_takes_a_part_of_a_pipeline(tmp_path, capsys):
     folder = pipeline(tmp_path)
-    command = ["plan", "--frames", "9", "--size", "8x8", "--json", "--checkpoint", "none"]
-    for where in (["--vae", str(folder), "--subfolder", "vae"], ["--vae", str(folder / "vae")]):
-        assert chopgrad_command([*command, *where]) == 0
-    first, second = capsys.readouterr().out.split('"predictions"')[1:]
-    assert first.split('"recommended"')[0] == second.split('"recommended"')[0]
-    assert chopgrad_command([*command, "--vae", str(folder), "--subfolder", "decoder"]) == 2
+    settings = {"frames": 5, "height": 8, "width": 8, "strategies": [Full()]}
+    assert plan(str(folder), subfolder="vae", **settings) == plan(str(folder / "vae"), **settings)
+    command = ["plan", "--frames", "5", "--size", "8x8", "--vae", str(folder), "--subfolder"]
+    assert chopgrad_command([*command, "decoder"]) == 2
     assert "in its subfolder 'decoder'" in capsys.readouterr().err
+    assert chopgrad_command([*command, "vae", "--checkpoint", "none"]) == 0
+    assert "Full()" in capsys.readouterr().out
