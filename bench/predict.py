@@ -1,4 +1,4 @@
-"""Peak memory of a case as the planner predicts it: on fake tensors, "meta" playing the device beside the host."""
+"""Peak memory of a case as the planner predicts it, on tensors that have shapes and no data."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.baselines import Baseline
 from bench.cases import ARCHITECTURE, FULL_SIZE, Case, Inside, plain
 from bench.subject import Subject
+from chopgrad import Sampled
 from chopgrad.memory import PeakMemory
 from chopgrad.planner import plan
+from chopgrad.shapes import ShapesOnly
 from suite.vaes import EMBEDDED
 
 SHORT = {"wan2.1": 9, "wan2.2": 9, "cogvideox": 17}
@@ -23,10 +24,12 @@ in steps of 8 frames, which are whole groups of every architecture."""
 def predict(case: Case) -> dict[str, Any]:
     """``peak_bytes`` as ``bench.memory.peak`` defines it, and the total on the device and on the host.
 
-    Some seconds; no device is needed. MSE is predicted, and LPIPS for strategies (the planner knows its shapes);
+    A second or less; no device is needed. MSE is predicted, and LPIPS for strategies (the planner knows its shapes);
     otherwise the numbers are None.
     """
     strategy = plain(case.strategy)
+    if isinstance(strategy, Sampled):
+        strategy = strategy.strategy  # what the largest draw needs
     device: int | None = None
     host: int | None = None
     if isinstance(strategy, Baseline):
@@ -45,7 +48,7 @@ def predict(case: Case) -> dict[str, Any]:
             checkpoint=case.strategy.checkpoint if isinstance(case.strategy, Inside) else None,
         )
         device, host = found.device_bytes, found.host_bytes
-    with FakeTensorMode():
+    with ShapesOnly():
         resident = _resident(Subject(replace(case, device="meta", loss="mse")))
     return {
         "peak_bytes": None if device is None else device - resident,
@@ -72,7 +75,7 @@ def _baseline(case: Case) -> tuple[int, int]:
 
 
 def _follow(case: Case) -> tuple[int, int]:
-    with FakeTensorMode():
+    with ShapesOnly():
         subject = Subject(replace(case, device="meta"))
         with PeakMemory("meta") as memory:
             subject.run()

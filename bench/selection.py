@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from bench.cases import FULL_SIZE, KEY_STRATEGIES, STRATEGIES, SWEEP, Case, Method, baselines, measurable
+from bench.cases import ESTIMATES, FULL_SIZE, KEY_STRATEGIES, STRATEGIES, SWEEP, Case, Method, baselines, measurable
 from chopgrad import Chop, Full
 from suite.losses import LOSSES
 from suite.vaes import EMBEDDED
@@ -130,7 +130,7 @@ def _small(selection: Selection) -> Iterator[Case]:
                     continue
                 methods: tuple[Method, ...] = STRATEGIES
                 if video is FRONTIER:
-                    methods += tuple(baselines(vae, height, width))
+                    methods += (*ESTIMATES, *baselines(vae, height, width))
                 for frames in (n for n in video.frames if not selection.frames or n in selection.frames):
                     case = Case(vae, frames, height, width, Full(), loss, device=selection.device)
                     yield from (replace(case, strategy=method) for method in methods)
