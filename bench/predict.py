@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.baselines import Baseline
 from bench.cases import ARCHITECTURE, FULL_SIZE, Case, Inside, plain
@@ -75,7 +76,7 @@ def _baseline(case: Case) -> tuple[int, int]:
 
 
 def _follow(case: Case) -> tuple[int, int]:
-    with ShapesOnly():
+    with FakeTensorMode():  # it keeps apart what a baseline moves between host and device on its own
         subject = Subject(replace(case, device="meta"))
         with PeakMemory("meta") as memory:
             subject.run()

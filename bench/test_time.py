@@ -85,7 +85,7 @@ def check_gradients(case: Case) -> None:
     (pairs,) = pairwise_gradients(subject.decoder, subject.latents, target, [subject.loss_fn])
     groups = subject.decoder.frame_groups(subject.latents.shape[2])
     # One loss instead of two, so that something is left out of a short video.
-    strategies = (*STRATEGIES, *(Sampled(1, s.strategy) for s in ESTIMATES))
+    strategies = (*STRATEGIES, *(Sampled(1, s.strategy) for s in ESTIMATES), Sampled(1, Exact()))
     for strategy in strategies:
         if not measurable(replace(case, strategy=strategy)):
             continue

@@ -18,7 +18,8 @@ class ShapesOnly(TorchDispatchMode):
     """What runs inside runs on PyTorch's meta device, which plays the device *and* the host: nothing has data.
 
     What is asked to be on the CPU is made on meta too; ``PeakMemory("meta")``, entered inside, still sees where it was
-    to be, and counts it for the host.
+    to be, and counts it for the host. It comes back by ``copy_`` into a new tensor, as in ``chopgrad.offload``;
+    ``.to("meta")`` would find it there already.
 
     An operator is worked out once for each shape of its arguments. PyTorch writes most shape functions in Python (0.1
     ms and more a call), and sweeps repeat the same few hundred calls thousands of times. ``FakeTensorMode`` gives the
