@@ -115,8 +115,9 @@ def measure(subject: Subject, decoder: CausalDecoder, strategy: Strategy, rounds
 
 def table(records: Sequence[Record]) -> str:
     """Markdown: where it was measured, and a row per decoder, strategy and variant."""
-    order = list(VARIANTS)
-    ranked = sorted(records, key=lambda r: (r.settings["vae"], order.index(r.settings["variant"])))
+    strategies, variants = [label(s) for s in STRATEGIES], list(VARIANTS)
+    rank = lambda s: (s["vae"], strategies.index(s["strategy"]), variants.index(s["variant"]))  # noqa: E731
+    ranked = sorted(records, key=lambda r: rank(r.settings))
     rows = [
         [r.settings["vae"], r.settings["strategy"], r.settings["variant"]]
         + [with_interval(r.metrics["time_ratio"], 2), f"{r.metrics['memory_ratio']:.2f}"]
@@ -127,8 +128,9 @@ def table(records: Sequence[Record]) -> str:
     lines = [
         f"{s['frames']} frames of {s['height']}x{s['width']}, {s['dtype']}, {s['rounds']} rounds, on {p['device']} "
         f"({p['threads']} threads), torch {p['torch']}, {p['date'][:10]}, {code}:",
-        f"`{p['command'].strip()}`. Ratios to the same strategy on the plain decoder, timed in alternation (mean and",
-        "95 % bootstrap interval over rounds).",
+        f"`{p['command'].strip()}`.",
+        "Ratios to the same strategy on the plain decoder, timed in alternation (mean and 95 % bootstrap interval over",
+        "rounds).",
         "",
         markdown_table(["decoder", "strategy", "variant", "time / plain", "peak memory / plain"], rows),
     ]
