@@ -20,8 +20,7 @@ def gradients(x, w):
 
 
 CALLS = {
-    "promotion by a float": lambda x, w: (x.int() * 2.0).to(torch.float64),
-    "promotion by an int": lambda x, w: x.int() * 2,
+    "promotion by equal numbers": lambda x, w: (x.int() * 2, x.int() * 2.0, x.bool() * 1, x.bool() * True),
     "convolution": lambda x, w: F.conv2d(x, w, padding=1),
     "channels last": lambda x, w: x.to(memory_format=torch.channels_last) + 1,
     "transposed": lambda x, w: (x.transpose(2, 3) * 2, x * 2),
