@@ -29,7 +29,7 @@ from bench.error import measure_errors
 from bench.figures import curves
 from bench.frontier import frontier
 from bench.memory import keep, peak
-from bench.predict import predict
+from bench.predict import keep_predictions
 from bench.report import report
 from bench.selection import Selection, has_error, is_predicted, is_timed, stages
 from suite.records import ROOT, provenance
@@ -96,8 +96,9 @@ def main(config: Config) -> None:
         # Full size: only beside what was measured. A card waits for no prediction that nobody compares.
         wanted = [c for c in everything if is_predicted(c)]
         wanted = [c for c in wanted if not config.full or (config.out / "memory" / f"{c.name}.json").exists()]
-        prediction = partial(keep, predict, folder=config.out / "prediction", made_by=provenance("cpu"))
-        in_parallel(prediction, wanted, os.cpu_count() or 1, deadline, "prediction")
+        same_videos = [[c for c in wanted if c.video == video] for video in videos(wanted)]
+        prediction = partial(keep_predictions, folder=config.out / "prediction", made_by=provenance("cpu"))
+        in_parallel(prediction, same_videos, os.cpu_count() or 1, deadline, "prediction")
     name = f"bench-{'full-' if config.full else ''}{torch.device(config.device).type}"
     text = report(config.out, everything, name)
     (config.out / f"{name}.md").write_text(text)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.baselines import BASELINES, Baseline, SavedOnCpu
-from chopgrad import Chop, Exact, Full, Strategy
+from chopgrad import Chop, Exact, Full, Sampled, Strategy
 from chopgrad.decoders import Checkpoint
 from chopgrad.planner import ARCHITECTURES
 from suite.vaes import EMBEDDED
@@ -55,6 +55,9 @@ STRATEGIES: tuple[Strategy | Inside, ...] = (
     Inside("frame", Exact(offload=True, pieces=True)),
 )
 
+ESTIMATES: tuple[Sampled, ...] = (Sampled(2),)
+"""Two of the losses, drawn anew at every call: unbiased for ``Chop(1)``."""
+
 SWEEP: tuple[Strategy | Inside, ...] = tuple(
     dict.fromkeys(
         [
@@ -62,6 +65,8 @@ SWEEP: tuple[Strategy | Inside, ...] = tuple(
             *(Chop(distance, block=block) for block in (1, 4, 8) for distance in (0, 1, 2, 4)),
             Chop(1, block=8, recompute=True, offload=True, pieces=True),
             Chop(1, block=8, offload=True),
+            *ESTIMATES,
+            Sampled(2, Exact()),
         ]
     )
 )
@@ -122,6 +127,8 @@ def label(method: Method) -> str:
             words.append(str(value))
         elif value is True:
             flags.append(field.name)
+        elif isinstance(value, Strategy) and value != field.default:
+            words.append(label(value))
         elif value != field.default:
             words.append(f"{field.name}={value}")
     return f"{type(method).__name__}({', '.join([*words, *flags])})"
@@ -139,7 +146,14 @@ def is_exact(method: Method) -> bool:
 
 def uses_host(method: Method) -> bool:
     """Whether part of the work waits in host memory: on a CPU there is nowhere to move it, so nothing to measure."""
-    return isinstance(method, SavedOnCpu) or bool(getattr(plain(method), "offload", False))
+    method = plain(method)
+    return isinstance(method, SavedOnCpu) if isinstance(method, Baseline) else method.plan().offload
+
+
+def window(strategy: Strategy, groups: int) -> tuple[int, int]:
+    """(distance, block) of the gradient that it gives; of an estimate, on average."""
+    inner = strategy.strategy if isinstance(strategy, Sampled) else strategy
+    return (inner.distance, inner.block) if isinstance(inner, Chop) else (groups, 1)
 
 
 def measurable(case: Case) -> bool:

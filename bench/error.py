@@ -6,13 +6,15 @@ With g the gradient of full back-propagation and b that of the method, both at t
 - the same relative error against the exact gradient of the loss *on the frames that the method compares*, which tells
   a wrong decode from a loss on fewer frames (they are the same number for every strategy of the library);
 - how far its frames are from those of the plain decode: root mean square over the pixels that it produces.
+
+Of an estimate b is random: see ``bench.estimates``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,17 @@ from torch import Tensor
 
 from bench.baselines import Baseline, Part
 from bench.cases import Case, Method
+from bench.estimates import errors_over_draws
 from bench.memory import finished, in_fresh_process
 from bench.subject import Subject
-from chopgrad import Full
+from chopgrad import Full, Sampled
 from suite.bootstrap import mean_interval
 from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.pairwise import pairwise_gradients
 from suite.records import write_record
 
 AVERAGED = ("relative_error", "cosine", "best_scaled_error", "relative_error_same_frames", "frames_rms_difference")
+OF_ESTIMATES = ("relative_error_of_mean", "relative_variance")
 
 
 def measure_errors(cases: Sequence[Case], folder: Path, made_by: dict[str, Any], crops: int = 2) -> None:
@@ -56,7 +61,8 @@ def compare_all(cases: Sequence[Case], crops: int, first: Case) -> dict[str, Any
     for case in cases:
         found = samples[case.strategy]
         clips = [s["clip"] for s in found]
-        means = {name: list(mean_interval([s[name] for s in found], clips)) for name in AVERAGED}
+        names = (*AVERAGED, *(OF_ESTIMATES if isinstance(case.strategy, Sampled) else ()))
+        means = {name: list(mean_interval([s[name] for s in found], clips)) for name in names}
         result[case.name] = {**means, "frames_compared": found[0]["frames_compared"], "samples": found}
     return result
 
@@ -70,6 +76,13 @@ class Reference:
             self.frames = subject.decoder.decode(subject.latents)
         _, self.gradient = subject.run(Full())
 
+    @cached_property
+    def pairs(self) -> Tensor:
+        """[i, j, ...] of dL_i/dz_j."""
+        subject = self.subject
+        target = subject.target.to(subject.latents.device)
+        return pairwise_gradients(subject.decoder, subject.latents, target, [subject.loss_fn])[0]
+
     def gradient_on(self, parts: Sequence[Part]) -> Tensor:
         """Exact gradient of the loss on the pixels that the parts stand for."""
         leaf = self.subject.latents.detach().clone().requires_grad_()
@@ -80,8 +93,11 @@ class Reference:
 
 def compare(subject: Subject, method: Method, reference: Reference) -> dict[str, Any]:
     """The measures above for one crop."""
-    _, gradient = subject.run(method)
-    result: dict[str, Any] = errors(gradient, reference.gradient)
+    if isinstance(method, Sampled):
+        result: dict[str, Any] = errors_over_draws(method, reference.pairs)
+    else:
+        _, gradient = subject.run(method)
+        result = errors(gradient, reference.gradient)
     if not isinstance(method, Baseline):
         return result | {
             "relative_error_same_frames": result["relative_error"],

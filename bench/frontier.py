@@ -13,6 +13,7 @@ from bench.baselines import Baseline
 from bench.cases import ARCHITECTURE, EMBEDDED, Case, Method, is_exact, label
 from bench.results import Results
 from bench.targets import ON_HOST
+from chopgrad import Sampled
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -90,14 +91,15 @@ def _panel(axis: Any, video: Case, found: list[Point]) -> None:
             color: Any = "black" if is_exact(p.method) else "0.6"
         else:
             color = palette(COLORS(p.error))
-        marker = "s" if isinstance(p.method, Baseline) else "o"
+        marker = "s" if isinstance(p.method, Baseline) else "^" if isinstance(p.method, Sampled) else "o"
         face = color if p.measured else "none"
         axis.scatter(
             p.time, p.memory / unit, s=90, marker=marker, facecolors=face, edgecolors=color, linewidths=1.8, zorder=3
         )
     measured = [p for p in found if p.measured]
-    # Baselines that decode something else are shown; what they save is not the same work done for less.
-    whole = [p for p in measured if is_exact(p.method) or not isinstance(p.method, Baseline)]
+    # Baselines that decode something else, and estimates of one draw, are shown; what they save is not the same work
+    # done for less.
+    whole = [p for p in measured if is_exact(p.method) or not isinstance(p.method, Baseline | Sampled)]
     for line, width, chosen, what in (
         ("-", 1.8, [p for p in measured if is_exact(p.method)], "Pareto set of exact gradients"),
         ("--", 1.2, whole, "Pareto set with truncation"),
@@ -118,6 +120,7 @@ def _panel(axis: Any, video: Case, found: list[Point]) -> None:
     axis.grid(alpha=0.3)
     axis.scatter([], [], marker="o", color="0.4", label="strategy (hollow: memory predicted, transfers not timed)")
     axis.scatter([], [], marker="s", color="0.4", label="baseline")
+    axis.scatter([], [], marker="^", color="0.4", label="estimate (error of one call)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.01, -0.09), ncols=2, frameon=False)
     _labels(axis, found, unit)
     if video.vae in ARCHITECTURE and any(p.error is not None for p in found):

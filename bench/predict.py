@@ -1,8 +1,11 @@
-"""Peak memory of a case as the planner predicts it: on fake tensors, "meta" playing the device beside the host."""
+"""Peak memory of a case as the planner predicts it, on tensors that have shapes and no data."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.baselines import Baseline
 from bench.cases import ARCHITECTURE, FULL_SIZE, Case, Inside, plain
+from bench.memory import finished, in_fresh_process
 from bench.subject import Subject
+from chopgrad import Sampled
+from chopgrad.decoders import Checkpoint
 from chopgrad.memory import PeakMemory
 from chopgrad.planner import plan
+from chopgrad.shapes import ShapesOnly
+from suite.records import write_record
 from suite.vaes import EMBEDDED
 
 SHORT = {"wan2.1": 9, "wan2.2": 9, "cogvideox": 17}
@@ -20,39 +28,71 @@ SHORT = {"wan2.1": 9, "wan2.2": 9, "cogvideox": 17}
 in steps of 8 frames, which are whole groups of every architecture."""
 
 
+Bytes = tuple[int | None, int | None]
+"""On the device and on the host; None where it cannot be predicted."""
+
+
+def keep_predictions(cases: Sequence[Case], folder: Path, made_by: dict[str, Any]) -> None:
+    """One record per case. The cases share one video, and a process of their own."""
+    if not all(finished(folder / f"{c.name}.json", c, made_by) for c in cases):
+        found = in_fresh_process(partial(predict_all, cases), cases[0])
+        for case in cases:
+            write_record(folder / f"{case.name}.json", case.settings(), found[case.name], made_by)
+
+
 def predict(case: Case) -> dict[str, Any]:
     """``peak_bytes`` as ``bench.memory.peak`` defines it, and the total on the device and on the host.
 
-    Some seconds; no device is needed. MSE is predicted, and LPIPS for strategies (the planner knows its shapes);
-    otherwise the numbers are None.
+    No device is needed. MSE is predicted, and LPIPS for strategies (the planner knows its shapes); otherwise the
+    numbers are None.
     """
-    strategy = plain(case.strategy)
-    device: int | None = None
-    host: int | None = None
-    if isinstance(strategy, Baseline):
-        if case.loss == "mse":
-            device, host = _baseline(case)
-    elif case.loss in ("mse", "lpips"):
-        (found,) = plan(
-            FULL_SIZE.get(case.vae) or str(EMBEDDED[case.vae]),
-            case.frames,
-            case.height,
-            case.width,
-            loss=case.loss,
-            dtype=getattr(torch, case.dtype),
-            trainable_decoder=case.trainable_decoder,
-            strategies=[strategy],
-            checkpoint=case.strategy.checkpoint if isinstance(case.strategy, Inside) else None,
-        )
-        device, host = found.device_bytes, found.host_bytes
-    with FakeTensorMode():
-        resident = _resident(Subject(replace(case, device="meta", loss="mse")))
+    return predict_all([case], case)[case.name]
+
+
+def predict_all(cases: Sequence[Case], first: Case) -> dict[str, Any]:
+    """The same of several cases of one video, by name: they are planned together, less than a second for each."""
+    with ShapesOnly():
+        resident = _resident(Subject(replace(first, device="meta", loss="mse")))
+    by_checkpoint: dict[Checkpoint, list[Case]] = {}
+    peaks: dict[str, Bytes] = {}
+    for case in cases:
+        if not isinstance(case.strategy, Baseline):
+            inside = case.strategy.checkpoint if isinstance(case.strategy, Inside) else None
+            by_checkpoint.setdefault(inside, []).append(case)
+        else:
+            peaks[case.name] = _baseline(case) if case.loss == "mse" else (None, None)
+    for inside, planned in by_checkpoint.items():
+        unknown: list[Bytes] = [(None, None)] * len(planned)
+        found = _plan(planned, inside) if first.loss in ("mse", "lpips") else unknown
+        peaks |= {case.name: pair for case, pair in zip(planned, found, strict=True)}
     return {
-        "peak_bytes": None if device is None else device - resident,
-        "device_bytes": device,
-        "host_bytes": host,
-        "resident_bytes": resident,
+        name: {
+            "peak_bytes": None if device is None else device - resident,
+            "device_bytes": device,
+            "host_bytes": host,
+            "resident_bytes": resident,
+        }
+        for name, (device, host) in peaks.items()
     }
+
+
+def _plan(cases: Sequence[Case], checkpoint: Checkpoint) -> list[Bytes]:
+    """(device, host) bytes; of an estimate what its largest draw needs."""
+    inner = [plain(case.strategy) for case in cases]
+    strategies: list[Any] = [s.strategy if isinstance(s, Sampled) else s for s in inner]
+    first = cases[0]
+    found = plan(
+        FULL_SIZE.get(first.vae) or str(EMBEDDED[first.vae]),
+        first.frames,
+        first.height,
+        first.width,
+        loss=first.loss,
+        dtype=getattr(torch, first.dtype),
+        trainable_decoder=first.trainable_decoder,
+        strategies=strategies,
+        checkpoint=checkpoint,
+    )
+    return [(p.device_bytes, p.host_bytes) for p in found]
 
 
 def _resident(subject: Subject) -> int:
@@ -72,7 +112,7 @@ def _baseline(case: Case) -> tuple[int, int]:
 
 
 def _follow(case: Case) -> tuple[int, int]:
-    with FakeTensorMode():
+    with FakeTensorMode():  # it keeps apart what a baseline moves between host and device on its own
         subject = Subject(replace(case, device="meta"))
         with PeakMemory("meta") as memory:
             subject.run()

@@ -10,15 +10,17 @@ from bench.baselines import Baseline
 from bench.cases import EMBEDDED, Case, label, refusals, uses_host
 from bench.results import Results, as_bytes, frames_of, groups_of_videos, methods_of
 from bench.targets import targets
+from chopgrad import Sampled
 from suite.records import Record
 from suite.tables import markdown_table
 
 EXPLANATION = """\
 Peak: device memory that the loss and its backward pass add to weights, latents and target. *p*: not measured but
-predicted by the planner on fake tensors; every other number is measured. Time: ratio to full back-propagation timed
+predicted by the planner; every other number is measured. Time: ratio to full back-propagation timed
 right before (mean and 95 % bootstrap interval over rounds; to the strategy named where full back-propagation does not
 fit). Error: relative error of the gradient at the latents against full back-propagation, on crops of a held-out clip
-(mean and 95 % interval). p/m: predicted over measured peak, over all lengths.
+(mean and 95 % interval); of an estimate, whose gradient is random, that of one call (root mean square over all draws).
+p/m: predicted over measured peak, over all lengths.
 """
 
 
@@ -71,7 +73,8 @@ def _section(results: Results, video: Case) -> list[str]:
     columns: dict[str, list[str]] = {"strategy": []}
     for method in methods_of(results.cases, video):
         at = [replace(video, frames=n, strategy=method) for n in frames]
-        columns["strategy"].append(label(method) + (" (baseline)" if isinstance(method, Baseline) else ""))
+        kind = " (baseline)" if isinstance(method, Baseline) else " (estimate)" if isinstance(method, Sampled) else ""
+        columns["strategy"].append(label(method) + kind)
         for n, case in zip(frames, at, strict=True):
             columns.setdefault(f"{n} frames, peak", []).append(_peak(results, case) if case.name in known else "")
         for n, case in zip(frames, at, strict=True):
@@ -90,6 +93,8 @@ def _section(results: Results, video: Case) -> list[str]:
         for c in results.cases
         if isinstance(c.strategy, Baseline) and replace(c.video, frames=0) == replace(video, frames=0)
     ]
+    estimates = [c for c in results.cases if replace(c.video, frames=0) == replace(video, frames=0)]
+    lines += [f"\n{s}" for c in estimates if (s := _spread(results, c))]
     lines += [f"\n{s}" for c in compared if (s := _difference(results, c))]
     if video.vae not in EMBEDDED:
         lines.append("\nError n/a: random weights have no temporal locality, so an error through them says nothing.")
@@ -114,6 +119,21 @@ def _time(results: Results, case: Case) -> str:
     mean, low, high = m["ratio_to_reference"]
     against = "" if m["reference"] == "Full()" else f" of {m['reference']}"
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]{against}"
+
+
+def _spread(results: Results, case: Case) -> str | None:
+    """What the error of an estimate consists of."""
+    m = results.metrics("gradient_error", case)
+    if m is None or not isinstance(case.strategy, Sampled):
+        return None
+    mean, variance = m["relative_error_of_mean"][0], m["relative_variance"][0]
+    return (
+        f"{label(case.strategy)} is an estimate, unbiased for {label(case.strategy.strategy)}. With g the gradient of "
+        f"full back-propagation and b its own, the relative error of its mean, |E b - g| / |g|, is {mean:.3f} and its "
+        f"relative variance, E|b - E b|^2 / |g|^2, {variance:.3f}, both exact over all draws; the error in the table "
+        "is the root of the former squared plus the latter. Its peak is that of the draw that needs most; every timed "
+        "call draws anew."
+    )
 
 
 def _difference(results: Results, case: Case) -> str | None:

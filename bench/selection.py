@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from bench.cases import FULL_SIZE, KEY_STRATEGIES, STRATEGIES, SWEEP, Case, Method, baselines, measurable
+from bench.baselines import Baseline
+from bench.cases import ESTIMATES, FULL_SIZE, KEY_STRATEGIES, STRATEGIES, SWEEP, Case, Method, baselines, measurable
 from chopgrad import Chop, Full
 from suite.losses import LOSSES
 from suite.vaes import EMBEDDED
@@ -111,10 +112,11 @@ def has_error(case: Case) -> bool:
 
 
 def is_predicted(case: Case) -> bool:
-    """Beside every measurement at full size. Of the embedded decoders, where a prediction takes longer than the
-    measurement, the frontier, the longest video, and all that cannot be measured."""
+    """Beside every measurement at full size. Of the embedded decoders, where a prediction takes as long as the
+    measurement, the strategies at the frontier and at the longest video, and all that cannot be measured."""
     longest = case.frames == CURVE.frames[-1] and case.strategy in KEY_STRATEGIES
-    return case.vae in FULL_SIZE or not _on_curve(case) or longest or not measurable(case)
+    compared = longest or not (_on_curve(case) or isinstance(case.strategy, Baseline))
+    return case.vae in FULL_SIZE or compared or not measurable(case)
 
 
 def _on_curve(case: Case) -> bool:
@@ -130,7 +132,7 @@ def _small(selection: Selection) -> Iterator[Case]:
                     continue
                 methods: tuple[Method, ...] = STRATEGIES
                 if video is FRONTIER:
-                    methods += tuple(baselines(vae, height, width))
+                    methods += (*ESTIMATES, *baselines(vae, height, width))
                 for frames in (n for n in video.frames if not selection.frames or n in selection.frames):
                     case = Case(vae, frames, height, width, Full(), loss, device=selection.device)
                     yield from (replace(case, strategy=method) for method in methods)

@@ -22,7 +22,7 @@ class Subject:
     """Decoder, latents, target and loss on the device.
 
     Latents and target are random; they cost the same as real ones. ``show`` puts a real video in their place. On the
-    device ``meta`` (under fake tensors) everything has a shape and no data.
+    device ``meta`` (under ``chopgrad.shapes``) everything has a shape and no data.
     """
 
     def __init__(self, case: Case) -> None:
@@ -72,7 +72,7 @@ class Subject:
 def build(vae: str, dtype: torch.dtype) -> Any:
     """The architecture with random weights, on the default device.
 
-    Built in its dtype, because fake tensors cannot be cast.
+    Built in its dtype, not cast to it afterwards.
     """
     if vae in FULL_SIZE:
         name, config = ARCHITECTURES[FULL_SIZE[vae]]

@@ -3,13 +3,15 @@
 The same strategy on the same video, with the decoder as it is and changed: recomputing inside a group
 (``decoder_for(vae, checkpoint=...)``), weights and activations in channels-last order, and, with ``--compiled``, a step
 compiled by ``torch.compile``. Each round times the plain decoder right before the variant, and the ratio is the result;
-peak memory stands beside it. Gradients are compared with those of the plain decoder before anything is timed.
+peak memory stands beside it. Gradients are compared with those of the plain decoder before anything is timed. The
+table is made from the records and stands in docs/engine.md, where the page has a place for the device.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from bench.test_time import seconds
 from chopgrad import CausalDecoder, Chop, Exact, Strategy
 from chopgrad.memory import PeakMemory
 from suite.bootstrap import mean_interval
-from suite.records import ROOT, provenance, write_record
+from suite.records import ROOT, Record, provenance, read_records, write_record
 from suite.tables import markdown_table, with_interval
 from suite.vaes import EMBEDDED
 
@@ -46,8 +48,10 @@ class Config:
     compiled: bool = False
     """Also a compiled step: compilation takes minutes on a small machine."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    out: Path = ROOT / "results"
-    """Folder of the records (variants/) and of the table (variants-<device>.md)."""
+    out: Path = ROOT / "results" / "variants"
+    """Folder of the records."""
+    page: Path = ROOT / "docs" / "engine.md"
+    """Page that holds the table."""
 
 
 def channels_last(vae: Any) -> CausalDecoder:
@@ -109,11 +113,40 @@ def measure(subject: Subject, decoder: CausalDecoder, strategy: Strategy, rounds
     return {"time_ratio": list(mean_interval(times)), "memory_ratio": peaks[1] / peaks[0], "gradient_difference": error}
 
 
+def table(records: Sequence[Record]) -> str:
+    """Markdown: where it was measured, and a row per decoder, strategy and variant."""
+    strategies, variants = [label(s) for s in STRATEGIES], list(VARIANTS)
+    rank = lambda s: (s["vae"], strategies.index(s["strategy"]), variants.index(s["variant"]))  # noqa: E731
+    ranked = sorted(records, key=lambda r: rank(r.settings))
+    rows = [
+        [r.settings["vae"], r.settings["strategy"], r.settings["variant"]]
+        + [with_interval(r.metrics["time_ratio"], 2), f"{r.metrics['memory_ratio']:.2f}"]
+        for r in ranked
+    ]
+    s, p = records[0].settings, records[0].provenance
+    code = f"commit {(p['commit'] or 'unknown')[:10]}{' with local changes' if p['dirty'] else ''}"
+    lines = [
+        f"{s['frames']} frames of {s['height']}x{s['width']}, {s['dtype']}, {s['rounds']} rounds, on {p['device']} "
+        f"({p['threads']} threads), torch {p['torch']}, {p['date'][:10]}, {code}:",
+        f"`{p['command'].strip()}`.",
+        "Ratios to the same strategy on the plain decoder, timed in alternation (mean and 95 % bootstrap interval over",
+        "rounds).",
+        "",
+        markdown_table(["decoder", "strategy", "variant", "time / plain", "peak memory / plain"], rows),
+    ]
+    return "\n".join(lines)
+
+
+def filled(page: str, device: str, text: str) -> str:
+    """A page with the table in its place for the device: between two comments that stay."""
+    place = re.compile(rf"(<!-- variants: {device} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    return place.sub(lambda match: f"{match[1]}{text}{match[2]}", page)
+
+
 def main(config: Config) -> None:
     dtype = "bfloat16" if any(vae in FULL_SIZE for vae in config.vaes) else "float32"
     made_by = provenance(config.device)
     device = torch.device(config.device).type
-    rows = []
     work = [(v, name, s) for v in config.vaes for name in VARIANTS for s in STRATEGIES]
     work = [(v, name, s) for v, name, s in work if worth_measuring(name, s, config.compiled)]
     subject: Subject | None = None
@@ -125,22 +158,11 @@ def main(config: Config) -> None:
         settings = subject.case.settings() | {"strategy": label(strategy), "variant": name, "rounds": config.rounds}
         file = f"{vae}-{name}-{label(strategy)}-{device}".replace("full:", "full-")
         file = "".join(c if c.isalnum() or c in ".-" else "_" for c in file)
-        write_record(config.out / "variants" / f"{file}.json", settings, metrics, made_by)
-        rows.append([vae, label(strategy), name, with_interval(metrics["time_ratio"], 2), metrics["memory_ratio"]])
-    text = markdown_table(["decoder", "strategy", "variant", "time / plain", "peak memory / plain"], rows)
-    where = f"{made_by['device']} ({made_by['threads']} threads), torch {made_by['torch']}, {made_by['date'][:10]}"
-    size = f"{config.frames} frames of {config.size[0]}x{config.size[1]}, {dtype}"
-    lines = [
-        "# What pays inside the engine",
-        "",
-        f"{size}; measured on {where}: `{made_by['command'].strip()}`. Ratios to the same strategy on the plain",
-        "decoder, timed in alternation (mean and 95 % bootstrap interval over rounds).",
-        "",
-        text,
-        "",
-    ]
-    (config.out / f"variants-{device}.md").write_text("\n".join(lines))
+        write_record(config.out / f"{file}.json", settings, metrics, made_by)
+    text = table([r for r in read_records(config.out) if torch.device(r.settings["device"]).type == device])
     print(text)
+    if config.page.is_file():
+        config.page.write_text(filled(config.page.read_text(), device, text))
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def _no_autocast_cache() -> Iterator[None]:
 
 def _total(losses: list[Tensor], weights: list[float]) -> Tensor:
     values = torch.stack([x.to(torch.promote_types(x.dtype, torch.float32)) for x in losses])
-    fake = isinstance(values, FakeTensor)  # memory is being predicted: there are no values
+    fake = values.is_meta or isinstance(values, FakeTensor)  # memory is being predicted: there are no values
     bad = [] if fake else (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
         raise FloatingPointError(

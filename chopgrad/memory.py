@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_LIFT_FRESH = torch.ops.aten.lift_fresh.default
+
 
 class PeakMemory:
     """``with PeakMemory(device) as memory: ...`` then ``memory.peak_bytes``.
@@ -100,20 +102,23 @@ class LiveStorages(TorchDispatchMode):
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Inputs are noted first: an operator that only views or changes one of them makes no new storage.
-        before = {id(x.untyped_storage()) for x in _tensors((args, tuple((kwargs or {}).values())))}
-        out = func(*args, **(kwargs or {}))
-        for x in _tensors(out):
-            self._add(x.untyped_storage(), x.device.type, before)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        asked = kwargs.get("device")  # under chopgrad.shapes the result may be elsewhere
+        for x in tensors(out):
+            storage = x.untyped_storage()
+            if id(storage) in self._known:
+                continue
+            # An operator that only views or changes one of its arguments makes no new storage; lift_fresh hands over
+            # what torch.tensor has just made.
+            if func is _LIFT_FRESH or all(storage is not y.untyped_storage() for y in tensors((args, kwargs))):
+                self._add(storage, (asked or x.device).type)
         return out
 
-    def _add(self, storage: torch.UntypedStorage, device: str, before: set[int]) -> None:
-        # A storage's Python object lives exactly as long as the storage, so its id and its finalizer can be trusted.
-        key = id(storage)
-        if key in before or key in self._known:
-            return
-        size = storage.nbytes()
-        self._known[key] = weakref.finalize(storage, self._remove, key, device, size)
+    def _add(self, storage: torch.UntypedStorage, device: str) -> None:
+        # A storage's Python object lives exactly as long as the storage, so its id and a weak reference can be trusted.
+        key, size = id(storage), storage.nbytes()
+        self._known[key] = weakref.ref(storage, lambda _: self._remove(key, device, size))
         self.live[device] += size
         self.peak[device] = max(self.peak[device], self.live[device])
 
@@ -122,10 +127,12 @@ class LiveStorages(TorchDispatchMode):
         self.live[device] -= size
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
+def tensors(x: Any) -> Iterator[Tensor]:
     """The tensors among an operator's arguments or results: it takes and gives tensors, and lists of them."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, list | tuple):
         for y in x:
-            yield from _tensors(y)
+            yield from tensors(y)
+    elif isinstance(x, dict):
+        yield from tensors(tuple(x.values()))

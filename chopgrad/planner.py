@@ -1,9 +1,9 @@
 """What a strategy will cost, before anything is run: peak memory predicted with tensors that have shapes but no data.
 
-The architecture is built without weights and the library's own sweep runs on fake tensors, "meta" playing the device
-beside the host, so a prediction is about the code that will run. Left out: cuDNN's workspaces, the allocator's
-fragmentation, the CUDA context, and the backbone that produces the latents. PyTorch rounds blocks of pinned host memory
-up to powers of two, so that up to twice the host bytes may be taken.
+The architecture is built without weights and the library's own sweep runs on it (``chopgrad.shapes``), so a prediction
+is about the code that will run. Left out: cuDNN's workspaces, the allocator's fragmentation, the CUDA context, and the
+backbone that produces the latents. PyTorch rounds blocks of pinned host memory up to powers of two, so that up to twice
+the host bytes may be taken.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, Literal
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from chopgrad.decoders import DECODERS, CausalDecoder, Checkpoint, decoder_for
 from chopgrad.decoders.base import FrameGroup
 from chopgrad.loss import frame_loss, framewise
 from chopgrad.memory import PeakMemory
+from chopgrad.shapes import ShapesOnly
 from chopgrad.strategies import Chop, Exact, Full, Strategy
 
 _WAN22 = {
@@ -108,10 +108,10 @@ def plan(
     Raises:
         ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits.
 
-    Cost: about a second per strategy. Memory is linear in the number of groups once a strategy's window is full, so a
+    Cost: a second or less per strategy. Memory is linear in the number of groups once a strategy's window is full, so a
     few groups are followed and the rest is that line; with ``every`` the states kept at one time are counted.
     """
-    with FakeTensorMode(), torch.device("meta"):
+    with ShapesOnly(), torch.device("meta"):
         model = _build(vae, dtype, subfolder).eval().requires_grad_(trainable_decoder)
         decoder = decoder_for(model)
         latent_frames = _latent_frames(decoder, frames)
@@ -171,7 +171,7 @@ def _once_more(strategy: Strategy, groups: int) -> float:
 
 @dataclass(eq=False)
 class _Setting:
-    """Everything but strategy and length, on fake tensors."""
+    """Everything but strategy and length."""
 
     decoder: CausalDecoder
     latent_size: tuple[int, int]
@@ -274,7 +274,7 @@ def _build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:
         if name not in DECODERS:
             raise ValueError(f"'{vae}' is a {name or 'model of unknown class'}; supported are {', '.join(DECODERS)}.")
     previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # under fake tensors a model cannot be cast, only built
+    torch.set_default_dtype(dtype)
     try:
         return getattr(diffusers, name).from_config(config)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,9 +41,13 @@ def pairwise_gradients(
     return results
 
 
-def truncated(pairs: Tensor, distance: int, block: int = 1) -> Tensor:
-    """[j, ...]: the gradient of ``Chop(distance, block)`` at each group's latents, by its definition."""
+def truncated(pairs: Tensor, distance: int, block: int = 1, weights: Sequence[float] | None = None) -> Tensor:
+    """[j, ...]: the gradient of ``Chop(distance, block)`` at each group's latents, by its definition.
+
+    ``weights`` of the losses: those of one draw of ``chopgrad.Sampled``.
+    """
     count = len(pairs)
     i, j = torch.arange(count)[:, None], torch.arange(count)[None, :]
     kept = (i >= j) & (i <= (j // block + 1) * block - 1 + distance)
-    return torch.einsum("ij,ij...->j...", kept.to(pairs), pairs)
+    factors = kept.to(pairs) if weights is None else kept * pairs.new_tensor(weights)[:, None]
+    return torch.einsum("ij,ij...->j...", factors, pairs)

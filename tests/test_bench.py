@@ -1,11 +1,16 @@
 """The benchmark measures what it says, in a process of its own, and keeps what it has measured."""
 
-import pytest
+import itertools
 
+import pytest
+import torch
+
+from bench import test_time
 from bench.__main__ import Config, main
 from bench.baselines import BASELINES, FirstLatents, IsolatedLatents, SavedOnCpu
-from bench.cases import Case, is_exact, label, measurable, plain
-from bench.error import measure_errors
+from bench.cases import ESTIMATES, Case, is_exact, label, measurable, plain
+from bench.error import Reference, compare, measure_errors
+from bench.estimates import seed_of_largest
 from bench.memory import in_fresh_process, keep, peak
 from bench.predict import predict
 from bench.report import report
@@ -14,7 +19,8 @@ from bench.selection import Selection, cases, has_error, is_predicted, is_timed,
 from bench.subject import Subject
 from bench.targets import targets
 from bench.verdict import Verdict
-from chopgrad import Chop, Exact, Full
+from chopgrad import Chop, Exact, Full, Sampled
+from chopgrad.memory import PeakMemory
 from suite.records import provenance, read_record, write_record
 
 CASE = Case("cogvideox", 9, 16, 16, Chop(1))
@@ -39,6 +45,7 @@ def test_the_full_sweep_is_complete_and_begins_with_what_is_most_useful():
             assert {Chop(d, block=w) for d in (0, 1, 2, 4) for w in (1, 4, 8)} < {c.strategy for c in here}
             wanted = set(BASELINES) if "cogvideox" in vae else {b for b in BASELINES if "Upstream" not in label(b)}
             assert {c.strategy for c in here if c.strategy in BASELINES} == wanted
+            assert set(ESTIMATES) < {c.strategy for c in here}
     first = stages(Selection(full=True, device="cuda"))[:2]
     assert {(c.vae, c.frames, c.height, c.width) for c in first[0] + first[1]} == {
         ("full:wan2.1", 17, 480, 832),
@@ -55,6 +62,7 @@ def test_a_selection_is_passed_on_and_narrows_the_cases():
     assert {(c.vae, c.frames, c.height, c.width) for c in found} == {("full:wan2.2", 17, 704, 1280)}
     only = cases(Selection(vaes=("cogvideox",), sizes=("40x40",)))
     assert {(c.vae, c.height) for c in only} == {("cogvideox", 40)}
+    assert set(ESTIMATES) < {c.strategy for c in only}
     offloading = (SavedOnCpu(), Exact(True), Exact(True, pieces=True))
     assert all(measurable(c) != (plain(c.strategy) in offloading) for c in only)
 
@@ -76,6 +84,8 @@ def test_labels():
     assert label(Full()) == "Full()"
     assert label(Exact(offload=True, every=3, pieces=True)) == "Exact(every=3, offload, pieces)"
     assert label(Chop(2, block=4, recompute=True)) == "Chop(2, block=4, recompute)"
+    assert label(Sampled(3)) == "Sampled(3)"
+    assert label(Sampled(3, Exact(pieces=True))) == "Sampled(3, Exact(pieces))"
 
 
 def test_peak_memory_in_a_fresh_process_is_kept(tmp_path, monkeypatch):
@@ -114,6 +124,55 @@ def test_gradient_errors_on_a_real_clip(tmp_path):
     assert first["frames_compared"] == 9 and first["frames_rms_difference"][0] < 1e-5
     assert first["relative_error_same_frames"][0] < 1e-4 < 0.1 < first["relative_error"][0]
     assert is_exact(Exact()) and not is_exact(Chop(1)) and not is_exact(FirstLatents()) and is_exact(SavedOnCpu())
+
+
+@pytest.mark.parametrize("inner", [Chop(0), Exact()], ids=label)
+def test_errors_of_an_estimate_are_those_over_all_draws(inner, monkeypatch):
+    """Against the gradients of every draw of two of three losses, and a record of the right shape."""
+    subject = Subject(Case("cogvideox", 25, 16, 16, Full()))
+    assert len(subject.decoder.frame_groups(subject.latents.shape[2])) == 3
+    reference = Reference(subject)
+    found = compare(subject, Sampled(2, inner), reference)
+    draws = []
+    for draw in itertools.permutations(range(3)):
+        monkeypatch.setattr(torch, "randperm", lambda n, draw=draw: torch.tensor(draw))
+        draws.append(subject.run(Sampled(2, inner))[1])
+    b, g = torch.stack(draws).double(), reference.gradient.double()
+    mean, square = b.mean(0), g.square().sum()
+    assert found["relative_error"] ** 2 == pytest.approx(((b - g).square().sum() / 6 / square).item(), rel=1e-3)
+    assert found["relative_error_of_mean"] == pytest.approx(((mean - g).norm() / g.norm()).item(), rel=1e-3, abs=1e-5)
+    assert found["relative_variance"] == pytest.approx(((b - mean).square().sum() / 6 / square).item(), rel=1e-3)
+    scale = (b * g).sum() / b.square().sum()
+    best = ((scale * b - g).square().sum() / 6 / square).sqrt().item()
+    assert found["best_scaled_error"] == pytest.approx(best, rel=1e-3)
+
+
+def test_memory_of_an_estimate_is_that_of_its_largest_draw():
+    case = Case("cogvideox", 25, 16, 16, Sampled(2, Full()))
+    torch.manual_seed(seed_of_largest(case.strategy, 3))
+    assert [w > 0 for w in case.strategy.weights([1.0] * 3)] == [False, True, True]
+    largest = peak(case)["peak_bytes"]
+    assert largest == pytest.approx(predict(case)["peak_bytes"], rel=0.02)
+    subject = Subject(case)
+    torch.manual_seed(next(s for s in range(99) if draws_first(case.strategy, s)))
+    with PeakMemory() as memory:
+        subject.run()
+    assert memory.peak_bytes < largest
+
+
+def draws_first(strategy, seed):
+    torch.manual_seed(seed)
+    return strategy.weights([1.0] * 3)[2] == 0
+
+
+def test_the_check_before_timing_covers_estimates(monkeypatch):
+    case = Case("wan2.1", 17, 32, 32, Full())
+    monkeypatch.setattr(test_time, "STRATEGIES", (Chop(1),))
+    test_time.check_gradients(case)
+    biased = lambda self, weights: [w * (i % 2) for i, w in enumerate(weights)]  # noqa: E731
+    monkeypatch.setattr(Sampled, "weights", lambda self, weights: biased(self, weights) if weights[0] != 1 else weights)
+    with pytest.raises(AssertionError, match=r"wan2.1, Sampled\(1\): gradient differs"):
+        test_time.check_gradients(case)
 
 
 def fails(case):
@@ -164,13 +223,15 @@ def time(mean, reference="Full()"):
 
 
 def test_the_report_shows_what_is_there_and_what_is_missing(tmp_path):
-    methods = (Full(), Chop(1), Exact(offload=True), FirstLatents())
+    methods = (Full(), Chop(1), Exact(offload=True), FirstLatents(), Sampled(2))
     chosen = [Case("wan2.1", n, 32, 32, m) for n in (9, 17) for m in methods]
-    _, chop, offload, _, _, longer, _, _ = chosen
+    _, chop, offload, _, estimate, _, longer, _, _, _ = chosen
     write(tmp_path, "memory", chop, memory(3))
     write(tmp_path, "prediction", chop, prediction(3.3))
     write(tmp_path, "time", chop, time(1.5))
     write(tmp_path, "gradient_error", chop, {"relative_error": [0.4, 0.3, 0.5]})
+    spread = {"relative_error_of_mean": [0.4, 0.3, 0.5], "relative_variance": [0.84, 0.8, 0.9]}
+    write(tmp_path, "gradient_error", estimate, {"relative_error": [1.0, 0.9, 1.1], **spread})
     write(tmp_path, "prediction", offload, prediction(2))
     write(tmp_path, "memory", longer, {"out_of_memory": True})
     text = report(tmp_path, chosen, "bench-cpu")
@@ -182,6 +243,9 @@ def test_the_report_shows_what_is_there_and_what_is_missing(tmp_path):
     assert rows["Chop(1)"] == ["3.0 MiB", "out of memory", "1.50 [1.40, 1.60]", "0.400 [0.300, 0.500]", "1.100"]
     assert rows["Exact(offload)"][0] == "*p* 2.0 MiB"
     assert rows["Full()"][0] == "not measured"
+    assert rows["Sampled(2) (estimate)"][3] == "1.000 [0.900, 1.100]"
+    assert "Sampled(2) is an estimate, unbiased for Chop(1)" in text
+    assert "|E b - g| / |g|, is 0.400 and its relative variance, E|b - E b|^2 / |g|^2, 0.840" in text
     assert "NOT within 5 % in 1 cases" in text
     assert "diffusers has no gradient checkpointing for Wan" in text
     assert report(tmp_path / "nowhere", chosen, "bench-cpu") == "No case was measured.\n"

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import chopgrad
-from chopgrad import Chop, Exact, Full
+from chopgrad import Chop, Exact, Full, planner
 from chopgrad.__main__ import main
 from chopgrad.memory import PeakMemory
 from chopgrad.planner import Prediction, default_strategies, plan, recommend, relative_compute
@@ -55,6 +56,43 @@ def test_predictions_are_what_a_run_takes(folders, name, trainable):
         (prediction,) = plan(str(folders / name), *shape[2:], **settings, checkpoint=None)
         assert prediction.device_bytes == pytest.approx(truth, rel=0.02), strategy
         assert prediction.host_bytes == 0 or prediction.host_bytes < 10_000
+
+
+def bytes_of(folder, name, count, **settings):
+    """{(strategy, checkpoint): (device, host) bytes} of the default strategies for ``count`` latents."""
+    frames = chopgrad.decoder_for(build(name)).frame_count(count)
+    size = {"wan2.1": 4, "cogvideox": 8}[name]
+    rows = plan(str(folder / name), frames, size, size, dtype=torch.float32, **settings)
+    return {(p.strategy, p.checkpoint): (p.device_bytes, p.host_bytes) for p in rows}
+
+
+EVERY_KIND = [
+    Full(),
+    Exact(offload=True),
+    Exact(offload=True, pieces=True, every=3),
+    Chop(1),
+    Chop(1, block=3, recompute=True),
+]
+
+
+@pytest.mark.parametrize(("name", "trainable"), [("wan2.1", False), ("cogvideox", True)])
+def test_working_operators_out_once_changes_no_byte(folders, name, trainable, monkeypatch):
+    """The planner's own tensors against PyTorch's fake ones, which work out every operator."""
+    settings = {"trainable_decoder": trainable, "strategies": EVERY_KIND}
+    found = bytes_of(folders, name, 4, **settings)
+    monkeypatch.setattr(planner, "ShapesOnly", FakeTensorMode)
+    assert bytes_of(folders, name, 4, **settings) == found
+
+
+@pytest.mark.parametrize(("name", "count"), [("wan2.1", 10), ("cogvideox", 18)])
+def test_a_few_groups_tell_what_all_groups_take(folders, name, count, monkeypatch):
+    settings = {"strategies": EVERY_KIND, "checkpoint": None}
+    found = bytes_of(folders, name, count, **settings)
+    monkeypatch.setattr(planner._Setting, "peaks", lambda self, *args: self._run(*args).peaks)
+    for key, (device, host) in bytes_of(folders, name, count, **settings).items():
+        rebuilds = key[0] == Exact(offload=True, pieces=True, every=3)  # what it keeps is counted, not followed
+        assert found[key][0] == pytest.approx(device, rel=0.01 if rebuilds else 2e-4), key
+        assert found[key][1] == pytest.approx(host, rel=0.2 if rebuilds else 0, abs=0), key
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])

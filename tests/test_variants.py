@@ -1,0 +1,44 @@
+"""What pays inside the engine: ratios to the plain decoder, and a page that shows the committed records."""
+
+import pytest
+import torch
+
+from bench.cases import Case
+from bench.subject import Subject
+from bench.variants import VARIANTS, Config, filled, measure, table
+from chopgrad import Chop, Exact
+from suite.records import read_records
+
+CASE = Case("cogvideox", 9, 16, 16, Exact())
+
+
+@pytest.mark.parametrize("name", ["checkpoint=residual", "channels last"])
+def test_a_variant_is_compared_with_the_plain_decoder(name):
+    subject = Subject(CASE)
+    plain = subject.decoder
+    found = measure(subject, VARIANTS[name](plain.vae), Chop(1), rounds=2)
+    assert subject.decoder is plain
+    assert found["gradient_difference"] < 1e-4
+    assert found["memory_ratio"] < 0.8 if name == "checkpoint=residual" else found["memory_ratio"] == pytest.approx(1)
+    mean, low, high = found["time_ratio"]
+    assert 0 < low <= mean <= high
+
+
+def test_another_gradient_is_not_timed():
+    subject = Subject(CASE)
+    other = VARIANTS["channels last"](subject.decoder.vae)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.1)
+    with pytest.raises(AssertionError, match="the gradient differs by"):
+        measure(subject, other, Chop(1), rounds=1)
+
+
+def test_the_page_shows_the_committed_records():
+    page = Config().page.read_text()
+    records = [r for r in read_records(Config().out) if r.settings["device"] == "cpu"]
+    assert len(records) == 20 and not any(r.provenance["dirty"] for r in records)
+    assert filled(page, "cpu", table(records)) == page
+    changed = filled(page, "cpu", "another table")
+    assert "another table" in changed and "checkpoint=block |" not in changed
+    assert changed.partition("<!-- variants: cpu -->")[0] == page.partition("<!-- variants: cpu -->")[0]
+    assert filled(changed, "cpu", table(records)) == page
