@@ -66,7 +66,7 @@ class Protocol:
     warm_up: int | None = None
     """Steps of the warm-up in latent space, of 8 clips (default: 100, or 400 with --full)."""
     steps: int | None = None
-    """Steps of every arm, of 2 clips (default: 10, or 64 with --full)."""
+    """Steps of every arm, of 2 clips (default: 10, or 40 with --full)."""
     rate: float = 5e-4
     """Learning rate of every arm."""
     perceptual_stride: int = 4
@@ -87,7 +87,7 @@ class Protocol:
         }  # fmt: skip
         full: Mapping[str, Any] = {
             "tasks": TASK_NAMES, "arms": COMPARED, "seeds": 5, "frames": 25, "clips": 256, "test_clips": 8,
-            "warm_up": 400, "steps": 64, "out": ROOT / "results" / "tasks",
+            "warm_up": 400, "steps": 40, "out": ROOT / "results" / "tasks",
         }  # fmt: skip
         for name, value in (full if self.full else small).items():
             if getattr(self, name) is None:
