@@ -125,6 +125,7 @@ ARMS: Mapping[str, Arm] = {
     "block-4": Strategic(Chop(1, block=4)),
     "exact": Strategic(Exact()),
     "full": Strategic(Full()),
+    "exact-offload": Strategic(Exact(offload=True, pieces=True)),
 }
 
 MEANING: Mapping[str, str] = {
@@ -138,6 +139,7 @@ MEANING: Mapping[str, str] = {
     "block-4": "look-ahead block, W = 4, D = 1",
     "exact": "exact (recomputed)",
     "full": "full back-propagation",
+    "exact-offload": "exact, by pieces, states on the host",
 }
 
 
