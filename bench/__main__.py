@@ -129,11 +129,17 @@ def check(config: Config) -> None:
 
 def bias(config: Config) -> None:
     """``analysis/gradient_bias.py`` on few crops; its own default has more, and is kept elsewhere."""
-    for vae in config.vaes or tuple(EMBEDDED):
-        print(f"== gradient bias, {vae}", flush=True)
+    at_once = 1 if torch.device(config.device).type == "cuda" else os.cpu_count() or 1
+    tables: dict[str, str] = {}
+
+    def one(vae: str) -> None:
         result = (config.out / "gradient_bias" / f"{vae}-bench.json").resolve()
         command = [sys.executable, "analysis/gradient_bias.py", "--vae", vae, "--crops", "2", "--losses", "mse"]
-        run([*command, "--device", config.device, "--out", str(result)])
+        tables[vae] = run([*command, "--device", config.device, "--out", str(result)], quiet=True)
+
+    in_parallel(one, config.vaes or tuple(EMBEDDED), at_once, float("inf"), "gradient bias")
+    for vae, table in sorted(tables.items()):
+        print(f"== gradient bias, {vae}\n{table}", flush=True)
 
 
 def in_parallel(
@@ -169,10 +175,15 @@ def measure_time(config: Config, stage: int, command: str, deadline: float) -> N
     )
 
 
-def run(command: list[str], **environment: str) -> None:
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+def run(command: list[str], quiet: bool = False, **environment: str) -> str:
+    """What the command printed, where it is ``quiet``; else it prints for itself."""
+    pipe = subprocess.PIPE if quiet else None
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run(command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True)
     if done.returncode:
+        print(done.stderr or "", file=sys.stderr)
         raise SystemExit(done.returncode)
+    return done.stdout or ""
 
 
 if __name__ == "__main__":
