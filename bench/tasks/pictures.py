@@ -41,7 +41,7 @@ def side_by_side(path: Path, rows: Sequence[Mapping[str, Tensor]], title: str, s
                 axis.imshow(_picture(videos[name], frame), interpolation="nearest")
                 axis.axis("off")
                 if row == 0:
-                    axis.set_title(f"{name}\nframe {frame}" if k == n // 2 else f"\n{frame}", fontsize=7)
+                    axis.set_title(f"{name if k == 0 else ''}\nframe {frame}", fontsize=7, loc="left")
             if side:
                 axes[row][side * (n + 1) - 1].axis("off")
     figure.suptitle(title, fontsize=9)

@@ -42,7 +42,9 @@ steps; seeds differ in the backbone's first weights, its warm-up and the order. 
 which no training has seen. Differences: arm minus latent-only, paired by seed and clip, with 95 % bootstrap interval
 (seeds are drawn, then clips within them); **bold** where the interval excludes 0 in the arm's favour, _slanted_ where
 it excludes 0 against it. FVD on so few clips is mostly noise: beside it stands the FVD between two halves of the
-targets. Time and peak memory of one step (backbone, decoder and loss) were measured apart, arms interleaved.
+targets. Blur raises flickering (higher is smoother) and lowers the warping error, so a sharper video scores worse on both:
+compare with the row of the target, encoded and decoded, which is also what a perfect loss in latent space would give.
+Time and peak memory of one step (backbone, decoder and loss) were measured apart, arms interleaved.
 """
 
 
@@ -141,7 +143,16 @@ def distance_matters(results: TaskResults, metric: str) -> list[tuple[str, tuple
 
 def table(results: TaskResults) -> str:
     """One task as Markdown."""
-    lines = [f"# {TABLES[results.task]}", "", _settings(results), "", f"![Pictures]({results.task}.png)", ""]
+    lines = [
+        f"# {TABLES[results.task]}",
+        "",
+        _settings(results),
+        "",
+        f"![Pictures]({results.task}.png)",
+        "",
+        EXPLANATION.rstrip(),
+        "",
+    ]
     header = ["arm", *(_head(name) for name in METRICS), "FVD"]
     rows: list[list[object]] = []
     for arm in [*(a for a in REFERENCES if a in results.by_arm), *results.arms]:
@@ -221,6 +232,7 @@ def figure(
 ) -> Path:
     """Differences to latent-only with intervals: a row a task, a column a metric, a bar an arm."""
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     shown = [r for r in all_results if len(r.arms) > 1]
     arms = [a for a in ARMS if a != "latent" and any(a in r.arms for r in shown)]
@@ -245,6 +257,7 @@ def figure(
             axis.set_yticks(range(len(arms)), [MEANING[a] for a in arms], fontsize=7)
             axis.set_ylim(len(arms) - 0.5, -0.5)
             axis.tick_params(axis="x", labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
             arrow = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
             if row == len(shown) - 1:
                 axis.set_xlabel(f"{_head(metric)} minus latent-only ({arrow})", fontsize=8)
