@@ -42,9 +42,9 @@ steps; seeds differ in the backbone's first weights, its warm-up and the order. 
 which no training has seen. Differences: arm minus latent-only, paired by seed and clip, with 95 % bootstrap interval
 (seeds are drawn, then clips within them); **bold** where the interval excludes 0 in the arm's favour, _slanted_ where
 it excludes 0 against it. FVD on so few clips is mostly noise: beside it stands the FVD between two halves of the
-targets. Blur raises flickering (higher is smoother) and lowers the warping error, so a sharper video scores worse on both:
-compare with the row of the target, encoded and decoded, which is also what a perfect loss in latent space would give.
-Time and peak memory of one step (backbone, decoder and loss) were measured apart, arms interleaved.
+targets. Blur raises flickering (higher is smoother) and lowers the warping error, so a sharper video scores worse on
+both: compare with the row of the target, encoded and decoded, which is also what a perfect loss in latent space would
+give. Time and peak memory of one step (backbone, decoder and loss) were measured apart, arms interleaved.
 """
 
 
