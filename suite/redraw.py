@@ -63,7 +63,8 @@ def drawings(results: Path) -> Mapping[str, Drawing]:
             found[f"{name}.png"] = lambda path, c=chosen: curves(results, c, path)  # type: ignore[misc]
             found[f"{name}-frontier.png"] = lambda path, c=chosen: frontier(results, c, path)  # type: ignore[misc]
     if predicted := {r.path.stem: r for r in read_records(results / "predicted_memory")}:
-        ordered = {name: predicted[name] for name in predicted_memory.CASES | predicted_memory.CURVES if name in predicted}
+        names = [*predicted_memory.CASES, *predicted_memory.CURVES]
+        ordered = {name: predicted[name] for name in names if name in predicted}
         found["predicted_memory/curves.png"] = lambda path: predicted_memory.figure(ordered, path)
     tasks = end_tasks.results_of(results / "tasks")
     if any(len(r.arms) > 1 for r in tasks):
