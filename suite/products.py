@@ -29,7 +29,7 @@ ON_CLIPS = "`tox -e theory -- --full` (`--clips DIR` adds videos)"
 TASKS = "`tox -e tasks -- --full`"
 PRODUCTS = (
     Product(
-        "Fig. 3", "Does the influence of a latent decay with temporal distance? (`--snapshots DIR`: while it is trained)",
+        "Fig. 3", "Does the influence of a latent decay with temporal distance? (`--snapshots DIR`: in training)",
         ("theory/temporal_locality.png",), ("theory/temporal_locality*.json",), ON_CLIPS,
     ),
     Product(
