@@ -7,7 +7,9 @@ differs between two executions, so that a fresh execution tells whether notebook
 from __future__ import annotations
 
 import base64
+import copy
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +76,13 @@ def executed(notebook: Any, name: str) -> Any:
     try:
         client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"})
     except CellExecutionError as error:
-        raise AssertionError(f"{name}: {error.ename}: {error.evalue}\n{error.traceback[-2000:]}") from None
+        trace = re.sub(r"\x1b\[[\d;]*m", "", error.traceback)  # colours of a terminal
+        raise AssertionError(f"{name}: {error.ename}: {error.evalue}\n{trace[-2000:]}") from None
     return clean(fresh)
 
 
 def clean(notebook: Any) -> Any:
     """A copy without what differs between executions: times, kernels, versions, and warnings of other packages."""
-    import copy
-
     notebook = copy.deepcopy(notebook)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
