@@ -47,10 +47,9 @@ class History:
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self.known = self._git("rev-parse", "--is-inside-work-tree") is not None
-        # A folder that merely lies in somebody's repository has no history of its own.
-        top = self._git("rev-parse", "--show-toplevel")
-        self.known = self.known and top is not None and Path(top.strip()).resolve() == root.resolve()
+        # A folder that merely lies in somebody's repository has no history of its own; a shallow clone has lost it.
+        top, shallow = self._git("rev-parse", "--show-toplevel"), self._git("rev-parse", "--is-shallow-repository")
+        self.known = top is not None and Path(top.strip()).resolve() == root.resolve() and shallow == "false\n"
         self._changed: dict[str, frozenset[str] | None] = {}
         self._imports: dict[str, frozenset[str]] = {}
 

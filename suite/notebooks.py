@@ -70,9 +70,7 @@ def executed(notebook: Any, name: str) -> Any:
     for cell in fresh.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
-        fresh, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
-    )
+    client = NotebookClient(fresh, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
     try:
         client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"})
     except CellExecutionError as error:
