@@ -1,8 +1,8 @@
 """One page with everything: ``python -m suite.html_report`` (``tox -e report``) writes ``runs/report/report.html``.
 
-Every figure is drawn again from the records; the notebooks' texts and results, the tables of ``results/`` and where each
-number comes from follow. Pictures are inside the page, which asks for nothing from outside, runs no script and can be
-sent as one file.
+Every figure is drawn again from the records; the notebooks' texts and results, the tables of ``results/`` and where
+each number comes from follow. Pictures are inside the page, which asks for nothing from outside, runs no script and
+can be sent as one file.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def render(found: list[Page], figures: Mapping[str, bytes]) -> str:
         f"<title>ChopGrad: what was measured</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         "<h1>ChopGrad: what was measured</h1>\n"
         "<p>Pixel losses for latent video diffusion by truncated back-propagation through the decoder "
-        '(<a href="https://arxiv.org/abs/2603.17812">arXiv 2603.17812</a>): figures, tables and verdicts, made from the '
-        "records of this project and nothing else.</p>\n"
+        '(<a href="https://arxiv.org/abs/2603.17812">arXiv 2603.17812</a>): figures, tables and verdicts, made from '
+        "the records of this project and nothing else.</p>\n"
         f"<nav>\n<ul>\n{links}</ul>\n</nav>\n{''.join(sections)}</body>\n</html>\n"
     )
 

@@ -17,8 +17,10 @@ def made_by(records: Iterable[Record]) -> list[str]:
         commit = (made["commit"] or "unknown")[:10] + (" with local changes" if made.get("dirty") else "")
         found.setdefault((shown, made["command"].strip(), commit, made["device"]), []).append(record)
     lines = []
-    for (folder, command, commit, device), group in found.items():
+    for (place, command, commit, device), group in found.items():
         days = sorted({r.provenance["date"][:10] for r in group})
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        lines.append(f"- `{folder}/`, {len(group)} records: `{command}`, commit {commit}, {when}, {device}")
+        lines.append(
+            f"- `{place}/`, {len(group)} record{'s' * (len(group) > 1)}: `{command}`, commit {commit}, {when}, {device}"
+        )
     return lines

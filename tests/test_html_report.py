@@ -24,7 +24,7 @@ NARROW, WIDE = 390, 1280
 class Parts(HTMLParser):
     """Tags with their attributes, and which tags were left open."""
 
-    VOID = {"meta", "link", "img", "br", "hr"}
+    VOID = ("meta", "link", "img", "br", "hr")
 
     def __init__(self):
         super().__init__()
