@@ -1,0 +1,226 @@
+"""One page with everything: ``python -m suite.html_report`` (``tox -e report``) writes ``runs/report/report.html``.
+
+Every figure is drawn again from the records; the notebooks' texts and results, the tables of ``results/`` and where
+each number comes from follow. Pictures are inside the page, which asks for nothing from outside, runs no script and
+can be sent as one file.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console
+from rich.progress import track
+
+from suite.freshness import History
+from suite.notebooks import PICTURE, executed, paths, read
+from suite.records import ROOT
+from suite.redraw import draw, drawings
+from suite.results_index import page as index_page
+from suite.results_index import rows as index_rows
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 0 1rem 4rem; }
+h1, h2, h3, h4 { line-height: 1.25; overflow-wrap: anywhere; }
+section { border-top: 1px solid #8886; margin-top: 3rem; }
+p, li { overflow-wrap: anywhere; }
+code { font-size: .85em; background: #8882; padding: 0 .2em; border-radius: 3px; }
+pre { overflow-x: auto; background: #8882; padding: .6rem; }
+img { max-width: 100%; height: auto; background: white; }
+.table { overflow-x: auto; margin: 1rem 0; }
+.figure { overflow-x: auto; }
+@media (max-width: 44rem) { .figure img { max-width: none; width: 42rem; } }
+table { border-collapse: collapse; font-size: .85rem; }
+th, td { border: 1px solid #8886; padding: .25rem .5rem; vertical-align: top; min-width: 4rem; max-width: 32rem; }
+nav li { margin: .1rem 0; }
+"""
+FIRST = ("verdicts", "tables_1_to_4_end_tasks", "frontier")
+"""Notebooks that a reader wants before the others."""
+
+
+@dataclass
+class Config:
+    """Settings of the report."""
+
+    out: Path = ROOT / "runs" / "report" / "report.html"
+    """The page; figures are written to the folder figures/ beside it."""
+    results: Path = ROOT / "results"
+    """Folder of the records."""
+    execute: bool = True
+    """Execute the notebooks; else what is committed with them is shown."""
+
+
+@dataclass
+class Page:
+    """A Markdown text with a name and a place in the project; links lead from one to another."""
+
+    key: str
+    """Path within the project, such as ``results/theory.md``."""
+    text: str
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """What its picture links mean, where that is no file of the project."""
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.key.lower()).strip("-")
+
+    @property
+    def title(self) -> str:
+        found = re.search(r"^# (.+)$", self.text, flags=re.M)
+        return found[1] if found else self.key
+
+
+def notebook_page(path: Path, notebook: object) -> Page:
+    """A notebook's texts, results and pictures; its code stays where it is."""
+    lines: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook.cells:  # type: ignore[attr-defined]
+        if cell.cell_type == "markdown":
+            lines += [cell.source, ""]
+            continue
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if PICTURE in data:
+                name = f"{path.stem}-{len(pictures)}.png"
+                pictures[name] = base64.b64decode(data[PICTURE])
+                lines += [f"![{path.stem.replace('_', ' ')}]({name})", ""]
+            elif "text/markdown" in data:
+                lines += [data["text/markdown"], ""]
+            elif output.output_type == "stream":
+                lines += ["```text", output.text.rstrip(), "```", ""]
+    return Page(f"notebooks/{path.name}", "\n".join(lines), pictures)
+
+
+def pages(config: Config) -> Iterator[Page]:
+    """Explanations first, then tables, then where the numbers come from."""
+    found = sorted(paths(), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST), p.stem))
+    for path in track(found, description="notebooks", console=Console(stderr=True)):
+        notebook = read(path)
+        yield notebook_page(path, executed(notebook, path.stem) if config.execute else notebook)
+    for path in sorted(config.results.rglob("*.md"), key=lambda p: (len(p.relative_to(config.results).parts), p)):
+        if path != config.results / "README.md":
+            yield Page(f"results/{path.relative_to(config.results).as_posix()}", path.read_text())
+    # Written now, not read: marks of freshness must be those of this working tree.
+    yield Page("results/README.md", index_page(config.results, index_rows(config.results, History())))
+
+
+def render(found: list[Page], figures: Mapping[str, bytes]) -> str:
+    """The whole page.
+
+    Args:
+        figures: path within the project -> PNG, for pictures that were drawn again.
+
+    Raises:
+        ValueError: a page shows a picture that there is not.
+    """
+    anchors = {page.key: page.anchor for page in found}
+    sections: list[str] = []
+    shown: dict[str, str] = {}
+    for page in found:
+        body = _body(page, anchors, figures, shown)
+        sections.append(f'<section id="{page.anchor}">\n{body}</section>\n')
+    titles = [page.title for page in found]
+    names = [p.title if titles.count(p.title) == 1 else f"{p.title} ({Path(p.key).stem})" for p in found]
+    pairs = zip(found, names, strict=True)
+    links = "".join(f'<li><a href="#{p.anchor}">{html.escape(name)}</a></li>\n' for p, name in pairs)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>ChopGrad: what was measured</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        "<h1>ChopGrad: what was measured</h1>\n"
+        "<p>Pixel losses for latent video diffusion by truncated back-propagation through the decoder "
+        '(<a href="https://arxiv.org/abs/2603.17812">arXiv 2603.17812</a>): figures, tables and verdicts, made from '
+        "the records of this project and nothing else.</p>\n"
+        f"<nav>\n<ul>\n{links}</ul>\n</nav>\n{''.join(sections)}</body>\n</html>\n"
+    )
+
+
+def _body(page: Page, anchors: Mapping[str, str], figures: Mapping[str, bytes], shown: dict[str, str]) -> str:
+    """One page's HTML; ``shown`` holds the pictures of the pages before it, which are led back to, not repeated."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = reader.parse(page.text)
+    open_links: list[bool] = []
+    for token in _all(tokens):
+        if token.type in ("heading_open", "heading_close"):  # the page itself has the first level
+            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
+        elif token.type == "image":
+            source = _picture(page, str(token.attrs["src"]), figures)
+            if source in shown:
+                token.type = "html_inline"
+                token.content = f'<a href="#{shown[source]}">{html.escape(token.content)}</a> (above)'
+            else:
+                shown[source] = f"figure-{len(shown) + 1}"
+                token.attrs |= {"src": source, "alt": token.content, "id": shown[source]}
+        elif token.type == "link_open":
+            open_links.append(_lead(token, page, anchors))
+        elif token.type == "link_close" and not open_links.pop():
+            token.tag, token.type = "span", "span_close"
+    return (
+        str(reader.renderer.render(tokens, reader.options, {}))
+        .replace("<table>", '<div class="table"><table>')
+        .replace("</table>", "</table></div>")
+        .replace("<p><img", '<p class="figure"><img')  # scrolls on a narrow screen, where panels would be too small
+    )
+
+
+def _all(tokens: list[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from token.children or ()
+
+
+def _lead(token: Token, page: Page, anchors: Mapping[str, str]) -> bool:
+    """Let a link lead somewhere within the page or to the web; what lies in a file is named, not linked."""
+    target = str(token.attrs["href"])
+    if re.match(r"https?://|#", target):
+        return True
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(page.key), target.partition("#")[0]))
+    token.attrs.clear()
+    if inside in anchors:
+        token.attrs["href"] = f"#{anchors[inside]}"
+        return True
+    token.tag, token.type = "span", "span_open"
+    token.attrs["title"] = inside
+    return False
+
+
+def _picture(page: Page, source: str, figures: Mapping[str, bytes]) -> str:
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(page.key), source))
+    content = page.pictures.get(source) or figures.get(inside)
+    if content is None and (ROOT / inside).is_file():
+        content = (ROOT / inside).read_bytes()
+    if content is None:
+        raise ValueError(f"'{page.key}' shows '{source}', which is neither drawn from records nor a file.")
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def main(config: Config) -> None:
+    if config.out.suffix != ".html":
+        raise ValueError(f"--out must name an .html file, got '{config.out.name}'.")
+    figures = {}
+    known = drawings(config.results)
+    for name in track(known, description="figures", console=Console(stderr=True)):
+        figures[f"results/{name}"] = draw(config.results, name, config.out.parent / "figures" / name)
+    text = render(list(pages(config)), figures)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(text)
+    print(f"Written: {config.out.name}, {len(text) / 2**20:.1f} MiB, and {len(figures)} figures in figures/ beside it.")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error}; install what executes notebooks, or pass --no-execute") from None
+    except (ValueError, OSError, AssertionError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,161 @@
+"""Every figure of the results, drawn again from the records and nothing else: ``python -m suite.redraw --out DIR``.
+
+The scripts that measure draw the same figures by the same functions. This is the one list of them: the notebooks, the
+HTML report and the test that compares the committed pictures with the records read it.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from analysis import (
+    backbone_gradient,
+    error_bound,
+    estimators,
+    gradient_bias,
+    predicted_memory,
+    spatial_locality,
+    temporal_locality,
+    training_bias,
+)
+from bench.figures import curves
+from bench.frontier import frontier
+from bench.results import Results
+from bench.selection import Selection, cases
+from bench.tasks import report as end_tasks
+from suite.records import ROOT, Record, read_record, read_records
+from suite.vaes import EMBEDDED
+
+Drawing = Callable[[Path], object]
+"""Writes a PNG to the path that it is given."""
+BENCHMARKS = {"bench-cpu": Selection(), "bench-full-cuda": Selection(full=True, device="cuda")}
+"""The names under which ``python -m bench`` writes its tables and figures."""
+
+
+@dataclass
+class Config:
+    """Settings of the drawing."""
+
+    out: Path = ROOT / "runs" / "report" / "figures"
+    """Folder of the figures; each lies there as it does in the folder of results."""
+    results: Path = ROOT / "results"
+    """Folder of the records."""
+
+
+def drawings(results: Path) -> Mapping[str, Drawing]:
+    """Path of each figure within the folder of results -> what draws it. Figures without records are left out."""
+    found: dict[str, Drawing] = {}
+    for record in read_records(results / "gradient_bias"):
+        found[f"gradient_bias/{record.path.stem}.png"] = lambda path, r=record: gradient_bias.figure(r, path)  # type: ignore[misc]
+    theory = results / "theory"
+    found |= {f"theory/{name}.png": draw for name, draw in _of_theory(theory).items()}
+    for name, selection in BENCHMARKS.items():
+        chosen = cases(selection)
+        if Results(results, chosen).records:
+            found[f"{name}.png"] = lambda path, c=chosen: curves(results, c, path)  # type: ignore[misc]
+            found[f"{name}-frontier.png"] = lambda path, c=chosen: frontier(results, c, path)  # type: ignore[misc]
+    if predicted := {r.path.stem: r for r in read_records(results / "predicted_memory")}:
+        names = [*predicted_memory.CASES, *predicted_memory.CURVES]
+        ordered = {name: predicted[name] for name in names if name in predicted}
+        found["predicted_memory/curves.png"] = lambda path: predicted_memory.figure(ordered, path)
+    tasks = end_tasks.results_of(results / "tasks")
+    if any(len(r.arms) > 1 for r in tasks):
+        found["tasks/differences.png"] = lambda path: end_tasks.figure(tasks, path)
+    return found
+
+
+def draw(results: Path, name: str, path: Path | None = None) -> bytes:
+    """One figure as the bytes of its PNG; also written, where a path is given.
+
+    Raises:
+        ValueError: no such figure, or there is no record for it.
+    """
+    known = drawings(results)
+    if name not in known:
+        raise ValueError(f"There is no record for the figure '{name}'; there are records for {', '.join(known)}.")
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "figure.png"
+        known[name](temporary)
+        content = temporary.read_bytes()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return content
+
+
+def difference(one: bytes, other: bytes) -> float:
+    """Share of pixels in which two PNG files differ; 1 where their sizes do.
+
+    Raises:
+        ValueError: not a picture.
+    """
+    pixels = []
+    for content in (one, other):
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                pixels.append(np.asarray(picture.convert("RGB")))
+        except OSError as error:
+            raise ValueError(f"This is not a picture: {error}.") from error
+    first, second = pixels
+    return 1.0 if first.shape != second.shape else float((first != second).any(-1).mean())
+
+
+def drawn_by(content: bytes) -> str:
+    """Matplotlib's version in a PNG: pictures of two versions need not agree pixel by pixel."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return str(picture.info.get("Software", ""))
+
+
+def _of_theory(folder: Path) -> Mapping[str, Drawing]:
+    found: dict[str, Drawing] = {}
+    vaes = tuple(EMBEDDED)
+    if names := [v for v in vaes if _all(folder, f"temporal_locality-{v}", f"temporal_locality-{v}-untrained")]:
+        steps = sorted(folder.glob("temporal_locality-snapshot-*.json"))
+        # The function wants the snapshots' own folders, whose names are in those of the records.
+        snapshots = [Path(s.stem.removeprefix("temporal_locality-snapshot-")) for s in steps]
+        found["temporal_locality"] = lambda path: temporal_locality.figure(folder, names, snapshots, path)
+    order = [f"spatial_locality-{v}{suffix}" for v in vaes for suffix in ("-untrained", "")]
+    if spatial := _all(folder, *order):
+        found["spatial_locality"] = lambda path: spatial_locality.figure(spatial, path)
+    if bounds := _all(folder, *(f"error_bound-{v}" for v in vaes)):
+        found["error_bound"] = lambda path: error_bound.figure(bounds, path)
+    backbone = _all(folder, *(f"backbone_gradient-{case}" for case in backbone_gradient.Config(full=True).cases or ()))
+    if backbone:
+        found["backbone_gradient"] = lambda path: backbone_gradient.figure(backbone, path)
+    if estimates := {c: r for c in estimators.CASES for r in _all(folder, f"estimators-{c}")}:
+        found["estimators"] = lambda path: estimators.figure(estimates, path)
+    config = training_bias.Config(full=True)
+    toys = _all(folder, *(f"training_bias-toy-decay{d}-noise{n}" for d in config.decays for n in config.noises))
+    if toys and (end := _all(folder, "training_bias-end_task")):
+        found["training_bias"] = lambda path: training_bias.figure(toys, end[0], path)
+    return found
+
+
+def _all(folder: Path, *names: str) -> list[Record]:
+    """These records; none where one of them is missing."""
+    paths = [folder / f"{name}.json" for name in names]
+    return [read_record(path) for path in paths] if all(path.is_file() for path in paths) else []
+
+
+def main(config: Config) -> None:
+    known = drawings(config.results)
+    if not known:
+        raise ValueError(f"No record was found in '{config.results.name}': pass a folder of results.")
+    for name in known:
+        draw(config.results, name, config.out / name)
+    print(f"Written: {len(known)} figures in {config.out.name}/: {', '.join(known)}.")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None

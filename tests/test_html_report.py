@@ -1,0 +1,201 @@
+"""The report: one file that holds all it shows, and that a real browser shows without complaint on a narrow screen."""
+
+import base64
+import io
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from suite import html_report, notebooks
+from suite.html_report import Config, Page, notebook_page, pages, render
+from suite.records import ROOT
+from suite.redraw import draw, drawings
+
+pytest.importorskip("nbformat", reason="nbformat is not installed (dependency group notebooks)")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+NARROW, WIDE = 390, 1280
+
+
+class Parts(HTMLParser):
+    """Tags with their attributes, and which tags were left open."""
+
+    VOID = ("meta", "link", "img", "br", "hr")
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parts(text):
+    parser = Parts()
+    parser.feed(text)
+    assert parser.open == []
+    return parser.tags
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    html_report.main(Config(out=path, execute=False))
+    return path
+
+
+def test_every_picture_is_inside_and_is_one(report):
+    sources = [a["src"] for tag, a in parts(report.read_text()) if tag == "img"]
+    assert len(sources) >= len(drawings(ROOT / "results"))
+    for source in sources:
+        head, _, content = source.partition(",")
+        assert head == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content, validate=True))) as picture:
+            picture.load()
+            assert picture.format == "PNG" and min(picture.size) > 100
+    assert all(a["alt"] for tag, a in parts(report.read_text()) if tag == "img")
+
+
+def test_every_figure_of_the_results_is_shown(report):
+    shown = [a["src"].partition(",")[2] for tag, a in parts(report.read_text()) if tag == "img"]
+    for name in drawings(ROOT / "results"):
+        assert base64.b64encode(draw(ROOT / "results", name)).decode() in shown, name
+        assert (report.parent / "figures" / name).is_file()
+
+
+def test_nothing_is_asked_from_outside(report):
+    tags = parts(report.read_text())
+    assert {tag for tag, _ in tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "video",
+        "audio",
+        "source",
+        "base",
+    } == set()
+    for tag, attributes in tags:
+        for name in ("src", "srcset", "data", "poster", "style", "background"):
+            assert "http" not in (attributes.get(name) or "") and "url(" not in (attributes.get(name) or "")
+        if tag == "link":
+            assert attributes["href"].startswith("data:")
+    assert "@import" not in html_report.STYLE and "url(" not in html_report.STYLE
+
+
+def test_links_lead_somewhere(report):
+    tags = parts(report.read_text())
+    anchors = [a["id"] for _, a in tags if "id" in a]
+    assert len(anchors) == len(set(anchors))
+    targets = [a["href"] for tag, a in tags if tag == "a"]
+    assert [t for t in targets if not t.startswith("http") and t.removeprefix("#") not in anchors] == []
+    assert sum(t.startswith("#") for t in targets) >= len(notebooks.paths())
+
+
+def test_it_has_all_notebooks_tables_and_verdicts(report):
+    text = report.read_text()
+    assert text.count("<h1>") == 1
+    for path in (*notebooks.paths(), *(ROOT / "results").rglob("*.md")):
+        assert f'<section id="{Page(path.relative_to(ROOT).as_posix(), "").anchor}">' in text, path.name
+    for word in ("holds with correction", "fails", "changed since", "Not measured yet", "commit"):
+        assert word in text
+    assert text.count("<table>") == text.count('<div class="table"><table>') > 20
+
+
+def test_a_missing_picture_is_told():
+    with pytest.raises(ValueError, match=r"'results/a.md' shows 'none.png'"):
+        render([Page("results/a.md", "# A\n\n![x](none.png)")], {})
+
+
+def test_links_within_the_page_and_out_of_it():
+    text = "# A\n\n[b](b.md#part) [record](x.json) [web](https://example.org) <script>alert(1)</script>\n"
+    made = render([Page("results/a.md", text), Page("results/b.md", "# B")], {})
+    assert '<a href="#results-b-md">b</a>' in made
+    assert '<span title="results/x.json">record</span>' in made
+    assert '<a href="https://example.org">web</a>' in made
+    assert "<script>" not in made
+
+
+def test_a_repeated_picture_is_shown_once():
+    png = draw(ROOT / "results", "predicted_memory/curves.png")
+    made = render([Page(f"results/{k}.md", f"# {k}\n\n![c](c{k}.png)", {f"c{k}.png": png}) for k in "ab"], {})
+    assert made.count("<img") == 1 and '<a href="#figure-1">c</a> (above)' in made
+
+
+def test_it_must_be_an_html_file(tmp_path):
+    with pytest.raises(ValueError, match=r"--out must name an \.html file, got 'report'"):
+        html_report.main(Config(out=tmp_path / "report"))
+
+
+def test_a_notebook_page_has_texts_and_pictures_but_no_code():
+    path = next(p for p in notebooks.paths() if p.stem == "fig7_spatial_locality")
+    made = notebook_page(path, notebooks.read(path))
+    assert "import" not in made.text and "What we found" in made.text and len(made.pictures) == 1
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = os.environ.get("CHOPGRAD_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as driver:
+        if path is None and not Path(driver.chromium.executable_path).exists():
+            pytest.skip(f"no browser is installed ({', '.join(BROWSERS)}, or playwright's own)")
+        # --no-sandbox: containers that run tests as root have no other way; the page is our own.
+        started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def check(report, browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    complaints, requests = [], []
+    page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url[:60]))
+    page.goto(report.as_uri(), wait_until="load")
+    pictures = page.evaluate("Array.from(document.images, i => [i.id, i.complete, i.naturalWidth, i.clientWidth])")
+    assert len(pictures) == len(re.findall("<img", report.read_text())) > 5
+    assert [p for p in pictures if not p[1] or p[2] <= 100 or p[3] < 600] == []  # panels are not shrunk away
+    assert complaints == []
+    assert [r for r in requests if not r.startswith(("file:", "data:"))] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out of a narrow screen
+    tall = "Array.from(document.querySelectorAll('p, li, td'), e => parseFloat(getComputedStyle(e).fontSize))"
+    assert min(page.evaluate(tall)) >= 12  # pixels: readable without zooming
+    page.close()
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_a_real_browser_shows_it(report, browser, width):
+    check(report, browser, width)
+
+
+@pytest.mark.parametrize("damage", ["missing picture", "script error", "wide table"])
+def test_the_browser_check_can_fail(report, browser, damage, tmp_path):
+    text = report.read_text()
+    broken = {
+        "missing picture": re.sub(r"(data:image/png;base64,).{40}", r"\1", text, count=1),
+        "script error": text.replace("</body>", "<script>nothing()</script></body>"),
+        "wide table": text.replace(".table { overflow-x: auto;", ".table {"),
+    }[damage]
+    assert broken != text
+    (tmp_path / "broken.html").write_text(broken)
+    with pytest.raises(AssertionError):
+        check(tmp_path / "broken.html", browser, NARROW)
+
+
+def test_pages_are_in_a_useful_order():
+    keys = [page.key for page in pages(Config(execute=False))]
+    assert keys[0] == "notebooks/verdicts.ipynb" and keys[-1] == "results/README.md"
+    assert keys.index("results/theory.md") < keys.index("results/gradient_bias/wan2.1.md")
