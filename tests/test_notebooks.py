@@ -135,7 +135,7 @@ def test_a_committed_figure_is_what_its_records_give(name):
     committed, drawn = (RESULTS / name).read_bytes(), draw(RESULTS, name)
     if drawn_by(committed) != drawn_by(drawn):
         pytest.skip(f"drawn by {drawn_by(committed)}, and here by {drawn_by(drawn)}")
-    assert difference(committed, drawn) == 0, f"{name} was not drawn from the records: run python -m suite.redraw"
+    assert difference(committed, drawn) < 1e-3, f"{name} was not drawn from the records: run python -m suite.redraw"
 
 
 def test_every_committed_figure_is_drawn_from_records():

@@ -141,7 +141,7 @@ def test_every_record_depends_on_the_library():
 
 
 def test_the_page_is_up_to_date():
-    assert differences(RESULTS, History()) == [], "run python -m suite.results_index"
+    assert differences(RESULTS, History(), marks=False) == [], "run python -m suite.results_index"
 
 
 def test_every_record_has_its_place():

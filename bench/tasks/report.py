@@ -200,8 +200,8 @@ def verdicts(results: TaskResults) -> list[str]:
                                 f"({'better' if side else 'worse'} than exact)")  # fmt: skip
         count = sum(len(distance_matters(results, m)) for m in METRICS)
         lines.append(
-            f"The distance matters little: of {count} comparisons of a truncated arm with the exact gradient, "
-            f"{len(told)} differ beyond their interval" + (": " + "; ".join(told) if told else "") + "."
+            f"Does the distance matter? Of {count} comparisons of a truncated arm with the exact gradient, {len(told)} "
+            "differ beyond their interval" + (": " + "; ".join(told) if told else "") + "."
         )
     return lines
 
