@@ -97,8 +97,7 @@ def differences(committed: Any, fresh: Any) -> Iterator[str]:
     """Where a fresh execution says or shows something else than what is committed.
 
     Pictures that one version of Matplotlib drew are compared pixel by pixel (rounding may move one in ten thousand);
-    those of two versions only exist on both
-    sides, since fonts and lines may fall on other pixels.
+    those of two versions only exist on both sides, since fonts and lines may fall on other pixels.
     """
     if len(committed.cells) != len(fresh.cells):
         yield f"{len(committed.cells)} cells are committed, {len(fresh.cells)} were executed"
