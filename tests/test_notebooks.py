@@ -104,7 +104,7 @@ def test_end_tasks_are_shown_once_they_are_there(tmp_path):
     )
     assert "Table 4: controlled driving video: no record yet" not in shown
     assert "Table 1: video super-resolution: no record yet" in shown
-    assert "latent-only, better: PSNR" in shown and "0 differ beyond their interval" in shown
+    assert "latent-only, better: PSNR" in shown and "0 are worse and 0 better" in shown
     rows = [
         [x.strip() for x in line.strip("|").split("|")] for line in shown.splitlines() if line.startswith("| driving")
     ]

@@ -141,6 +141,22 @@ def distance_matters(results: TaskResults, metric: str) -> list[tuple[str, tuple
     return [(arm, d) for arm, d in found if d is not None]
 
 
+def shares_of_the_gain(results: TaskResults) -> dict[str, tuple[float, float]]:
+    """Truncated arm -> smallest and largest share, in percent, of the exact gradient's mean gain over latent-only, over
+    the metrics in which that gain is beyond its interval.
+    """
+    shares: dict[str, list[float]] = {}
+    for metric in METRICS:
+        if pixels_win(results, "exact", metric) != "holds":
+            continue
+        exact = results.difference("exact", metric)
+        for arm, _ in distance_matters(results, metric):
+            cut = results.difference(arm, metric)
+            if exact and cut:
+                shares.setdefault(arm, []).append(100 * cut[0] / exact[0])
+    return {arm: (min(found), max(found)) for arm, found in shares.items()}
+
+
 def table(results: TaskResults) -> str:
     """One task as Markdown."""
     lines = [
@@ -191,18 +207,15 @@ def verdicts(results: TaskResults) -> list[str]:
         if names:
             lines.append(f"Pixel loss ({MEANING[arm]}) against latent-only, {word}: {', '.join(names)}.")
     if "exact" in results.arms:
-        told = []
-        for metric in METRICS:
-            for cut, d in distance_matters(results, metric):
-                side = better(metric, d)
-                if side is not None:
-                    told.append(f"{_name(metric)} of {MEANING[cut]} {with_interval(d, DIGITS[metric])} "
-                                f"({'better' if side else 'worse'} than exact)")  # fmt: skip
-        count = sum(len(distance_matters(results, m)) for m in METRICS)
+        sides = [better(m, d) for m in METRICS for _, d in distance_matters(results, m)]
         lines.append(
-            f"Does the distance matter? Of {count} comparisons of a truncated arm with the exact gradient, {len(told)} "
-            "differ beyond their interval" + (": " + "; ".join(told) if told else "") + "."
+            f"Does the distance matter? Of {len(sides)} comparisons of a truncated arm with the exact gradient, "
+            f"{sides.count(False)} are worse and {sides.count(True)} better beyond their interval."
         )
+        kept = [f"{MEANING[a]} {low:.0f} to {high:.0f} %" for a, (low, high) in shares_of_the_gain(results).items()]
+        if kept:
+            told = ", ".join(kept)
+            lines.append(f"Share of the exact gradient's gain that is kept, over the metrics that it wins: {told}.")
     return lines
 
 
