@@ -129,13 +129,15 @@ def check(config: Config) -> None:
 
 def bias(config: Config) -> None:
     """``analysis/gradient_bias.py`` on few crops; its own default has more, and is kept elsewhere."""
-    at_once = 1 if torch.device(config.device).type == "cuda" else os.cpu_count() or 1
+    on_cuda = torch.device(config.device).type == "cuda"
+    at_once = 1 if on_cuda else os.cpu_count() or 1
+    threads = {} if on_cuda else {"OMP_NUM_THREADS": "1"}  # one process a core
     tables: dict[str, str] = {}
 
     def one(vae: str) -> None:
         result = (config.out / "gradient_bias" / f"{vae}-bench.json").resolve()
         command = [sys.executable, "analysis/gradient_bias.py", "--vae", vae, "--crops", "2", "--losses", "mse"]
-        tables[vae] = run([*command, "--device", config.device, "--out", str(result)], quiet=True)
+        tables[vae] = run([*command, "--device", config.device, "--out", str(result)], quiet=True, **threads)
 
     in_parallel(one, config.vaes or tuple(EMBEDDED), at_once, float("inf"), "gradient bias")
     for vae, table in sorted(tables.items()):

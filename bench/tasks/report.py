@@ -221,12 +221,12 @@ def verdicts(results: TaskResults) -> list[str]:
             f"{sides.count(False)} are worse and {sides.count(True)} better beyond their interval."
         )
         if same := same_as_exact(results):
-            names = ", ".join(MEANING[a] for a in same)
-            lines.append(f"So few frame groups that these are the exact gradient, and are not counted: {names}.")
+            listed = ", ".join(MEANING[a] for a in same)
+            lines.append(f"So few frame groups that these are the exact gradient, and are not counted: {listed}.")
         kept = [f"{MEANING[a]} {low:.0f} to {high:.0f} %" for a, (low, high) in shares_of_the_gain(results).items()]
         if kept:
-            told = ", ".join(kept)
-            lines.append(f"Share of the exact gradient's gain that is kept, over the metrics that it wins: {told}.")
+            listed = ", ".join(kept)
+            lines.append(f"Share of the exact gradient's gain that is kept, over the metrics that it wins: {listed}.")
     return lines
 
 
