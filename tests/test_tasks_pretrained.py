@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
@@ -16,13 +15,7 @@ from bench.tasks.settings import TrainSettings
 from bench.tasks.train import Training
 from suite.vaes import load_vae
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps one precision for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")

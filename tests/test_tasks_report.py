@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import bench.tasks.protocol as protocol_module
 from bench.tasks.__main__ import cli
@@ -175,11 +174,8 @@ def test_the_command_line_tells_bad_input_in_one_sentence(tmp_path, capsys):
 
 
 @pytest.fixture(autouse=True)
-def alone():
-    """One thread, and accelerate's precision for this test only."""
+def one_thread(fresh_accelerate):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(before)

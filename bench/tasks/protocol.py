@@ -212,7 +212,7 @@ def _kept(
     return record
 
 
-def restored_of(record: Record, protocol: Protocol) -> torch.Tensor | None:
+def restored_of(record: Record) -> torch.Tensor | None:
     """The restored clips of a record, where they are still on this machine."""
     pattern = f"{record.settings['task']}-{record.settings['arm']}-seed{record.settings['seed']}-*/restored.safetensors"
     found = sorted((ROOT / "runs" / "tasks" / "trained").glob(pattern), key=lambda p: p.stat().st_mtime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.tasks.arms import ARMS, MEANING
+from bench.tasks.arms import MEANING
 from bench.tasks.evaluate import test_clips
 from bench.tasks.pairs import from_bytes
 from bench.tasks.protocol import Protocol, restored_of, run
@@ -44,8 +44,8 @@ def _grid(protocol: Protocol, task: str, records: list) -> None:
     videos: dict[str, torch.Tensor] = {}
     for record in records:
         arm = record.settings["arm"]
-        if arm in SHOWN and arm in ARMS and record.settings["seed"] == 0:
-            restored = restored_of(record, protocol)
+        if arm in SHOWN and record.settings["seed"] == 0:
+            restored = restored_of(record)
             if restored is not None:
                 videos[MEANING[arm]] = from_bytes(restored)
     if not videos:
