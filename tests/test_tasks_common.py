@@ -7,6 +7,7 @@ import torch
 
 from bench.tasks import TASKS, task_by_name
 from bench.tasks.__main__ import cli
+from bench.tasks.arms import ARMS
 from suite.motion import moving_clip
 
 SIZE = (5, 24, 32)
@@ -96,10 +97,11 @@ def test_preview_writes_a_sheet(tmp_path):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_list_names_tasks_and_losses(capsys):
+def test_list_names_tasks_losses_and_arms(capsys):
     cli(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(TASKS)
+    assert lines[len(TASKS) : len(TASKS) + 2] == ["", "Arms:"]
+    assert [line.partition(":")[0] for line in lines[len(TASKS) + 2 :]] == list(ARMS)
     assert "super-resolution: 1 mse (pixel) + 0.1 dists (pixel)" in lines
     assert "driving: 1 mse (pixel); the decoder trains too" in lines
 
