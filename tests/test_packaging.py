@@ -22,8 +22,9 @@ SOURCES = {p.relative_to(ROOT).as_posix() for p in (ROOT / "chopgrad").rglob("*"
 OUTSIDE = """
 import importlib.machinery, json, sys
 wheel, absent = sys.argv[1], set(json.loads(sys.argv[2]))
-find = importlib.machinery.PathFinder.find_spec
-importlib.machinery.PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] in absent else find(name, *rest)
+finder = importlib.machinery.PathFinder
+find = finder.find_spec
+finder.find_spec = lambda name, *rest: None if name.split(".")[0] in absent else find(name, *rest)
 sys.path.insert(0, wheel)
 
 import torch
