@@ -13,13 +13,13 @@ strategy                             gradient               forwards + backwards
 ``Chop(D, block=W)``                 at least D             1 + (1+D/W)                 (W+D) A
 ``Chop(D, block=W, recompute)``      the same               2+(D-1)/W + (1+D/W)         A + (W+D) c
 ``Exact()``                          exact                  2 + 1                       A + T c
-``Exact(offload=True)``              exact                  2 + 1                       A + c, T c on the host
+``Exact(offload=True)``              exact                  2 + 1                       A + 4c, T c on the host
 ``Exact(offload=True, pieces=True)`` exact                  3 + 1                       a, T c on the host
 ``Exact(..., every=k)``              exact                  1 forward more              T c becomes (T/k + k) c
 ``Sampled(K, strategy)``             unbiased for it        fewer                       that of the strategy
 ===================================  =====================  ==========================  ===========================
 
-At 480x832 in bfloat16 the Wan 2.1 decoder has A = 15 GiB, c = 1.8 GiB and a = 6 GiB; A and a are less with
+At 480x832 in bfloat16 the Wan 2.1 decoder has A = 21 GiB, c = 1.8 GiB and a = 7 GiB; A and a are less with
 ``decoder_for(vae, checkpoint=...)``. ``chopgrad.Adaptive(tolerance)`` is ``Chop`` with a distance chosen on the way.
 
 Every strategy is read by the one engine (``chopgrad.engine``) as the same few settings.
