@@ -1,1 +1,1 @@
-"""What analyses, benchmarks and training share: clips, result records, losses and figures. Not part of the library."""
+"""What analyses, benchmarks and training share: clips, losses, metrics, VAEs and records. Not part of the library."""

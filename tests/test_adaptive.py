@@ -10,8 +10,8 @@ import chopgrad
 from chopgrad import Adaptive, Chop, Full
 from chopgrad.adaptive import Decay
 from tests.brute_force import relative_error
+from tests.linear_decoder import LinearDecoder
 from tests.models import latents_for
-from tests.toys import LinearDecoder
 
 
 def observed(norms, gradient=None):

@@ -1,6 +1,7 @@
 """The docs agree with the code: the API reference, the outputs of commands, the numbers of the FAQ, the diagram."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from chopgrad.__main__ import _parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
 
 
@@ -93,6 +95,70 @@ def test_numbers_of_the_faq_come_from_somewhere():
     assert len(numbers) > 10
     given = set(re.findall(r"\d+\.\d+", known))  # where there may be more digits
     assert {n for n in numbers if all(f"{float(g):.{len(n.partition('.')[2])}f}" != n for g in given)} == set()
+
+
+def test_the_predictions_of_the_readme_are_those_of_the_planner():
+    def rows(page):
+        lines = [line.strip("| ").split("|") for line in page.read_text().splitlines() if line.startswith("| ")]
+        return [[cell.strip() for cell in line] for line in lines]
+
+    planned = {}
+    for name, device, host, compute, gradient in (row for row in rows(DOCS / "planner.md") if len(row) == 5):
+        planned.setdefault(
+            name, (gradient.split()[0], device, "" if host == "0.0" else host, compute)
+        )  # 81 frames: first
+    shown = {}
+    for name, gradient, *numbers in (row for row in rows(README) if len(row) == 5 and row[0].startswith("`")):
+        strategy, *inside = re.findall("`([^`]+)`", name)
+        shown[", ".join([strategy, *inside]).replace('"', "'")] = (gradient, *numbers)
+    assert len(shown) == 4
+    assert shown == {name: planned[name] for name in shown}
+
+
+def metrics(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())["metrics"]
+
+
+def test_the_readme_says_what_the_records_say():
+    """But for the end tasks, whose sentences are many numbers of many records."""
+    text = " ".join(README.read_text().split())
+    bias = {
+        (vae, row["loss"], row["block"]): row
+        for vae in ("wan2.1", "cogvideox")
+        for row in metrics(f"gradient_bias/{vae}")["summary"]
+        if row["distance"] == 1
+    }
+    wan, other = (
+        [f"{bias[v, x, 1]['relative_error'][0]:.2f}" for x in ("mse", "l1", "lpips")] for v in ("wan2.1", "cogvideox")
+    )
+    assert f"{wan[0]} (MSE), {wan[1]} (L1), {wan[2]} (LPIPS) for tiny-wan2.1" in text
+    assert f"{', '.join(other)} for tiny-cogvideox" in text
+    assert f"relative error {bias['wan2.1', 'mse', 4]['relative_error'][0]:.2f} instead of {wan[0]}" in text
+
+    rules = [metrics(f"theory/error_bound-{vae}")["summary_of_bounds"] for vae in ("wan2.1", "cogvideox")]
+    safe = [f"{100 * r['rules']['paper, loss as a sum']['share_safe'][0]:.0f} %" for r in rules]
+    assert f"was enough in {' and '.join(safe)} of cases" in text
+    assert all(r["rules"]["corrected"]["share_safe"][0] == 1 for r in rules)
+    more = [f"{r['rules']['corrected']['groups_too_many'][0]:.0f}" for r in rules]
+    assert f"asks for {' and '.join(more)} groups more than needed" in text
+    tail = [r["bounds"]["geometric_tail"] for r in rules]
+    assert all(r["share_held"] == 1 for r in tail)
+    factors = [f"{r['bound_over_error_geometric_mean'][0]:.0f}" for r in tail]
+    assert f"the tail is {' and '.join(factors)} times the error" in text
+
+    cases = [metrics(f"theory/{p.stem}") for p in (ROOT / "results" / "theory").glob("backbone_gradient-*.json")]
+    one = [next(r for r in case["rows"] if (r["block"], r["distance"]) == (1, 1)) for case in cases]
+    removed = [100 * r["removed_by_one_scale"][0] for r in one]
+    assert f"rescaling removes {min(removed):.0f} to {max(removed):.0f} % of the squared error" in text
+    held_out = metrics("theory/backbone_gradient-held-out-mse")
+    r = next(r for r in held_out["rows"] if (r["block"], r["distance"]) == (1, 1))
+    pairs = [(f"{r[f'adam_own_{name}'][0]:.2f}", f"{r[name][0]:.2f}") for name in ("normalised_mae", "cosine")]
+    assert "normalised MAE {} and {} on held-out clips, cosine {} and {}".format(*pairs[0], *pairs[1]) in text
+    growth = [held_out["by_clips"][k]["1/1"]["relative_error"] for k in (0, -1)]
+    assert "({:.2f} for one held-out clip, {:.2f} for 32)".format(*growth) in text
+    rows = metrics("theory/estimators-sampled")["rows"]
+    (sampled,) = (r["variance_times_time"] for r in rows if (r["strategy"], r["count"]) == ("Chop(1)", 2))
+    assert "variance times time is {:.2f} [{:.2f}, {:.2f}]".format(*sampled) in text
 
 
 def test_every_option_of_the_planner_is_explained():

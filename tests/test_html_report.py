@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from suite import html_report, notebooks
-from suite.html_report import Config, Page, notebook_page, pages, render
+from report import html_page, notebooks
+from report.figures import draw, drawings
+from report.html_page import Config, Page, notebook_page, pages, render
 from suite.records import ROOT
-from suite.redraw import draw, drawings
 
 pytest.importorskip("nbformat", reason="nbformat is not installed (dependency group notebooks)")
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -52,7 +52,7 @@ def parts(text):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    html_report.main(Config(out=path, execute=False))
+    html_page.main(Config(out=path, execute=False))
     return path
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_asked_from_outside(report):
             assert "http" not in (attributes.get(name) or "") and "url(" not in (attributes.get(name) or "")
         if tag == "link":
             assert attributes["href"].startswith("data:")
-    assert "@import" not in html_report.STYLE and "url(" not in html_report.STYLE
+    assert "@import" not in html_page.STYLE and "url(" not in html_page.STYLE
 
 
 def test_links_lead_somewhere(report):
@@ -136,7 +136,7 @@ def test_a_repeated_picture_is_shown_once():
 
 def test_it_must_be_an_html_file(tmp_path):
     with pytest.raises(ValueError, match=r"--out must name an \.html file, got 'report'"):
-        html_report.main(Config(out=tmp_path / "report"))
+        html_page.main(Config(out=tmp_path / "report"))
 
 
 def test_a_notebook_page_has_texts_and_pictures_but_no_code():

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from suite import notebooks
+from report import notebooks
+from report.figures import difference, draw, drawings, drawn_by
 from suite.records import ROOT, read_record
-from suite.redraw import difference, draw, drawings, drawn_by
 
 RESULTS = ROOT / "results"
 EXPECTED = {
@@ -33,7 +33,7 @@ def book(name):
 def test_a_fresh_execution_says_the_same(path):
     committed = notebooks.read(path)
     told = list(notebooks.differences(committed, notebooks.executed(committed, path.stem)))
-    assert told == [], "\n".join([*told, "run python -m suite.notebooks"])
+    assert told == [], "\n".join([*told, "run python -m report.notebooks"])
 
 
 def test_there_is_one_a_figure():
@@ -138,7 +138,7 @@ def test_a_committed_figure_is_what_its_records_give(name):
     committed, drawn = (RESULTS / name).read_bytes(), draw(RESULTS, name)
     if drawn_by(committed) != drawn_by(drawn):
         pytest.skip(f"drawn by {drawn_by(committed)}, and here by {drawn_by(drawn)}")
-    assert difference(committed, drawn) < 1e-3, f"{name} was not drawn from the records: run python -m suite.redraw"
+    assert difference(committed, drawn) < 1e-3, f"{name} was not drawn from the records: run python -m report.figures"
 
 
 def test_every_committed_figure_is_drawn_from_records():

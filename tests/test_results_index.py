@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from suite import results_index
-from suite.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, History, imported, script_of
-from suite.products import PRODUCTS
+from report import results_index
+from report.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, History, imported, script_of
+from report.products import PRODUCTS
+from report.results_index import Config, differences, page, reasons, rows
 from suite.records import ROOT, Record, read_record
-from suite.results_index import Config, differences, page, reasons, rows
 
 RESULTS = ROOT / "results"
 RECORD = Record(ROOT / "x.json", {"vae": "wan2.1"}, {}, {"command": "python analysis/a.py --full", "dirty": False})
@@ -141,7 +141,7 @@ def test_every_record_depends_on_the_library():
 
 
 def test_the_page_is_up_to_date():
-    assert differences(RESULTS, History(), marks=False) == [], "run python -m suite.results_index"
+    assert differences(RESULTS, History(), marks=False) == [], "run python -m report.results_index"
 
 
 def test_every_record_has_its_place():
@@ -166,7 +166,9 @@ def test_a_product_without_records_is_named_as_missing(tmp_path):
 
 def test_check_and_why(tmp_path, capsys):
     shutil.copytree(RESULTS / "reconstruction", tmp_path / "reconstruction")
-    with pytest.raises(ValueError, match=r"README\.md is not what the records say: run python -m suite\.results_index"):
+    with pytest.raises(
+        ValueError, match=r"README\.md is not what the records say: run python -m report\.results_index"
+    ):
         results_index.main(Config(check=True, results=tmp_path))
     results_index.main(Config(results=tmp_path))
     results_index.main(Config(check=True, results=tmp_path))

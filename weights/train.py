@@ -327,4 +327,7 @@ def export(vae: Any, diet: Diet, config: Config, out: Path, seconds: float, log:
 
 
 if __name__ == "__main__":
-    train(tyro.cli(Config))
+    try:
+        train(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,7 +1,7 @@
-"""``results/README.md``, made from the records: ``python -m suite.results_index``.
+"""``results/README.md``, made from the records: ``python -m report.results_index``.
 
 Each line leads from a figure or table to its files, the command, device, date and commit that made them, and says
-whether that code has changed since (``suite.freshness``). ``--check`` compares the page, ``--why`` lists what changed.
+whether that code has changed since (``report.freshness``). ``--check`` compares the page, ``--why`` lists what changed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import tyro
 
-from suite.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, Freshness, History
-from suite.products import PRODUCTS, Product
+from report.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, Freshness, History
+from report.products import PRODUCTS, Product
 from suite.records import ROOT, Record, read_record
 
 INTRODUCTION = """\
@@ -23,7 +23,7 @@ INTRODUCTION = """\
 
 One JSON record per case: `settings`, `metrics` (units in the names, intervals beside means) and `provenance` (command,
 commit, versions, device). Tables and figures are drawn from the records only. This page is written by
-`python -m suite.results_index`; do not edit it by hand.
+`python -m report.results_index`; do not edit it by hand.
 """
 FRESHNESS = """\
 *Code* says whether the code that a record's command runs has changed since the record's commit: the script, every
@@ -31,7 +31,7 @@ module of the project that it imports, and the weights that it used. Comments, d
 
 - **current**: nothing changed.
 - **changed since**: something did. It does not say that the numbers are wrong; it says that nobody has shown that they
-  still are right. `python -m suite.results_index --why` lists the files.
+  still are right. `python -m report.results_index --why` lists the files.
 - **made by uncommitted code**: the record's commit does not tell what ran.
 - **unknown**: the commit is not known here (none was recorded, or this copy has no git history with it).
 """
@@ -191,7 +191,7 @@ def main(config: Config) -> None:
     history = History()
     if config.check:
         if found := differences(config.results, history):
-            told = "README.md is not what the records say: run python -m suite.results_index"
+            told = "README.md is not what the records say: run python -m report.results_index"
             raise ValueError("\n".join([told, *found]))
         return
     listed = rows(config.results, history)

@@ -1,4 +1,4 @@
-"""Notebooks explain, scripts compute: ``python -m suite.notebooks`` executes ``notebooks/``; ``--check`` compares.
+"""Notebooks explain, scripts compute: ``python -m report.notebooks`` executes ``notebooks/``; ``--check`` compares.
 
 A notebook reads records, draws and asserts. What its cells print and show is committed with it, without anything that
 differs between two executions, so that a fresh execution tells whether notebook, figures and records still agree.
@@ -19,8 +19,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from report.figures import difference, drawn_by
 from suite.records import ROOT
-from suite.redraw import difference, drawn_by
 
 FOLDER = ROOT / "notebooks"
 SECONDS = 300
@@ -148,7 +148,7 @@ def main(config: Config) -> None:
         else:
             nbformat.write(fresh, path)
     if told:
-        raise ValueError("\n".join([*told, "Execute them again: python -m suite.notebooks"]))
+        raise ValueError("\n".join([*told, "Execute them again: python -m report.notebooks"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every figure of the results, drawn again from the records and nothing else: ``python -m suite.redraw --out DIR``.
+"""Every figure of the results, drawn again from the records and nothing else: ``python -m report.figures --out DIR``.
 
 The scripts that measure draw the same figures by the same functions. This is the one list of them: the notebooks, the
 HTML report and the test that compares the committed pictures with the records read it.

@@ -1,4 +1,4 @@
-"""One page with everything: ``python -m suite.html_report`` (``tox -e report``) writes ``runs/report/report.html``.
+"""One page with everything: ``python -m report.html_page`` (``tox -e report``) writes ``runs/report/report.html``.
 
 Every figure is drawn again from the records; the notebooks' texts and results, the tables of ``results/`` and where
 each number comes from follow. Pictures are inside the page, which asks for nothing from outside, runs no script and
@@ -21,12 +21,12 @@ from markdown_it.token import Token
 from rich.console import Console
 from rich.progress import track
 
-from suite.freshness import History
-from suite.notebooks import PICTURE, executed, paths, read
+from report.figures import draw, drawings
+from report.freshness import History
+from report.notebooks import PICTURE, executed, paths, read
+from report.results_index import page as index_page
+from report.results_index import rows as index_rows
 from suite.records import ROOT
-from suite.redraw import draw, drawings
-from suite.results_index import page as index_page
-from suite.results_index import rows as index_rows
 
 STYLE = """
 :root { color-scheme: light dark; }
