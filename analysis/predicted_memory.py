@@ -73,7 +73,7 @@ def report(records: dict[str, Record]) -> str:
     lines = [
         "# Predicted peak memory",
         "",
-        "Predicted on fake tensors, **not measured**: GiB on the device (weights included) and on the host, and passes",
+        "Predicted by the planner, **not measured**: GiB on the device (weights included) and on the host, and passes",
         "relative to full back-propagation. Left out: cuDNN workspaces, fragmentation.",
         "",
     ]
@@ -130,7 +130,7 @@ def figure(records: dict[str, Record], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("peak device memory with weights (GiB)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.1, 0.5))
-    fig.suptitle("Predicted on fake tensors, not measured. Dotted: what common cards hold")
+    fig.suptitle("Predicted by the planner, not measured. Dotted: what common cards hold")
     fig.savefig(path, dpi=110)
     plt.close(fig)
 

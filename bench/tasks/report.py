@@ -34,7 +34,9 @@ REFERENCES = {
     "autoencoder": "target, encoded and decoded",
     "warm-up": "warm-up (the start)",
 }
-DIGITS = {"psnr": 2, "ssim": 3, "lpips-alex": 3, "lpips-vgg": 3, "dists": 3, "flickering": 4, "warping-error": 4}
+DIGITS = {"psnr": 2, "ssim": 3, "lpips-alex": 3, "lpips-vgg": 3, "dists": 3, "flickering": 4, "warping-error": 2}
+SHOWN_TIMES = {"warping-error": 1000}
+"""Too small to be read as it is."""
 MIB = 2**20
 EXPLANATION = """\
 Every arm fine-tunes the same backbone from the same start on the same clips in the same order for the same number of
@@ -181,7 +183,7 @@ def table(results: TaskResults) -> str:
     rows: list[list[object]] = []
     for arm in [*(a for a in REFERENCES if a in results.by_arm), *results.arms]:
         cells: list[object] = [{**REFERENCES, **MEANING}[arm]]
-        cells += [_number(results.mean(arm, name), DIGITS[name]) for name in METRICS]
+        cells += [_score(results.mean(arm, name), name) for name in METRICS]
         rows.append([*cells, _number(results.fvd(arm), 0)])
     lines += ["## Scores", "", markdown_table(header, rows), "", _noise(results), ""]
     rows = []
@@ -331,7 +333,7 @@ def _noise(results: TaskResults) -> str:
 
 
 def _head(metric: str) -> str:
-    unit = METRICS[metric].unit
+    unit = METRICS[metric].unit or (f"x {SHOWN_TIMES[metric]}" if metric in SHOWN_TIMES else "")
     return _name(metric) + (f" {unit}" if unit else "")
 
 
@@ -344,9 +346,13 @@ def _number(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
+def _score(value: float | None, metric: str) -> str:
+    return _number(None if value is None else value * SHOWN_TIMES.get(metric, 1), DIGITS[metric])
+
+
 def _marked(metric: str, difference: Sequence[float] | None) -> str:
     if difference is None:
         return "n/a"
-    text = with_interval(difference, DIGITS[metric])
+    text = with_interval([x * SHOWN_TIMES.get(metric, 1) for x in difference], DIGITS[metric])
     side = better(metric, difference)
     return text if side is None else f"**{text}**" if side else f"_{text}_"
