@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from analysis.gradient_bias import _fingerprint
 from analysis.mean_gradient import Gradients, summarise
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.claims import Claim, Verdict
 from suite.clips import TRAINING_CLIPS, find_clips, packaged_clip
+from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import truncated
 from suite.records import ROOT, Record
@@ -190,7 +190,7 @@ def measure(config: Config, case: str) -> Record:
     task = Restoration(settings)
     # Two films in the training diet are two clusters: generated clips tell more.
     films = find_clips(config.clips) if kind == "held-out" else None if kind == "training" else []
-    fingerprint = _fingerprint(task.vae, films or [packaged_clip(name) for name in TRAINING_CLIPS])
+    fingerprint = inputs_sha256(task.vae, films or [packaged_clip(name) for name in TRAINING_CLIPS])
     described = {
         "case": case,
         "task": settings.described(),
@@ -221,7 +221,7 @@ def measure(config: Config, case: str) -> Record:
 
 def fingerprint_of_training(task: Restoration) -> str:
     """Of the VAE and the films that the warm-up sees."""
-    return _fingerprint(task.vae, [packaged_clip(name) for name in TRAINING_CLIPS])
+    return inputs_sha256(task.vae, [packaged_clip(name) for name in TRAINING_CLIPS])
 
 
 def table(record: Record) -> str:

@@ -13,7 +13,6 @@ All truncations come from the pairwise gradients dL_i/dz_j of one graph; before 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ import chopgrad
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval
 from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients, truncated
 from suite.records import ROOT, Record, provenance, read_record, write_record
@@ -103,7 +103,7 @@ def measure(config: Config) -> Path:
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in ("out", "clips")},
         "vae": Path(config.vae).name if Path(config.vae).is_absolute() else config.vae,
         "clips": [clip.name for clip in clips],
-        "inputs_sha256": _fingerprint(vae, clips),
+        "inputs_sha256": inputs_sha256(vae, clips),
         "distances": distances,
         "groups": count,
     }
@@ -156,16 +156,6 @@ def _check_size(vae: Any, decoder: CausalDecoder, size: tuple[int, int]) -> None
             f"Crops of {size[0]}x{size[1]} pixels come back from this VAE as {height}x{width}: "
             f"pass --size {height} {width}."
         )
-
-
-def _fingerprint(vae: Any, clips: list[Path]) -> str:
-    """Hash of weights and videos: names alone do not tell whether an interrupted run may go on."""
-    digest = hashlib.sha256()
-    for tensor in vae.state_dict().values():
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    for clip in clips:
-        digest.update(clip.read_bytes())
-    return digest.hexdigest()
 
 
 def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:

@@ -17,6 +17,7 @@ import chopgrad
 from analysis import gradient_bias
 from chopgrad import CausalDecoder
 from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, read_frames
+from suite.fingerprint import inputs_sha256
 from suite.records import ROOT, Record, provenance, read_record, write_record
 from suite.vaes import EMBEDDED, load_vae
 
@@ -96,7 +97,7 @@ def measure_crops(
         "size": list(crops.size),
         "seed": crops.seed,
         **settings,
-        "inputs_sha256": gradient_bias._fingerprint(model, clips),
+        "inputs_sha256": inputs_sha256(model, clips),
     }
     device = next(model.parameters()).device
     made_by = provenance(device)
