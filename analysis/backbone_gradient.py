@@ -33,12 +33,13 @@ from analysis.mean_gradient import Gradients, summarise
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.claims import Claim, Verdict
-from suite.clips import TRAINING_CLIPS, find_clips, packaged_clip
-from suite.fingerprint import inputs_sha256
+from suite.clips import find_clips
 from suite.losses import loss_by_name
 from suite.pairwise import truncated
 from suite.records import ROOT, Record
-from suite.restoration import Restoration, Samples, TaskSettings
+from suite.restoration import Restoration, trained_parameters
+from suite.restoration_clips import Samples
+from suite.restoration_settings import TaskSettings
 from suite.tables import markdown_table, with_interval
 
 matplotlib.use("Agg")
@@ -103,13 +104,14 @@ def gradients(
     count = len(task.groups)
     kinds = [(w, d) for w in blocks for d in range(count) if w + d - 1 < count - 1] + [(1, count - 1)]
     rows: list[Tensor] = []
-    for start in track(range(0, len(samples), 4), description="backbone gradients", console=Console(stderr=True)):
-        part = samples[start : start + 4]
+    starts = range(0, len(samples), task.clips_at_once)
+    for start in track(starts, description="backbone gradients", console=Console(stderr=True)):
+        part = samples[start : start + task.clips_at_once]
         for k, pairs in enumerate(task.latent_pairs(backbone, part, loss_fn)):
             masked = torch.stack([truncated(pairs, d, w) for w, d in kinds])
             rows.append(task.parameter_gradients(backbone, part.condition[k : k + 1], masked))
     stacked = torch.stack(rows, 1)
-    sizes = [p.numel() for p in backbone.parameters()]
+    sizes = [p.numel() for p in trained_parameters(backbone)]
     return Gradients(dict(zip(kinds[:-1], stacked[:-1])), stacked[-1], sizes, samples.sources)
 
 
@@ -185,15 +187,15 @@ def measure(config: Config, case: str) -> Record:
     """One case, measured or read back."""
     assert config.out and config.count and config.resamples
     kind, _, loss = case.rpartition("-")
-    loss_fn = loss_by_name(loss)
+    loss_fn = loss_by_name(loss, config.task.device)
     settings = replace(config.task, warm_up_steps=EARLY_STEPS) if kind == "early" else config.task
     task = Restoration(settings)
     # Two films in the training diet are two clusters: generated clips tell more.
     films = find_clips(config.clips) if kind == "held-out" else None if kind == "training" else []
-    fingerprint = inputs_sha256(task.vae, films or [packaged_clip(name) for name in TRAINING_CLIPS])
+    fingerprint = task.fingerprint(films)
     described = {
         "case": case,
-        "task": settings.described(),
+        "task": task.described(),
         "clips": config.count,
         "films": ["training diet"] if films is None else sorted(f.name for f in films),
         "blocks": list(config.blocks),
@@ -204,24 +206,19 @@ def measure(config: Config, case: str) -> Record:
     }
 
     def compute() -> dict[str, Any]:
-        backbone = task.warmed_up(fingerprint_of_training(task))
+        backbone = task.warmed_up(task.fingerprint())
         samples = task.samples(config.count or 0, config.seed, films)
         found = gradients(task, backbone, samples, loss_fn, config.blocks)
         metrics = summarise(found, config.resamples or 0, config.seed)
         few = samples[:16]
         metrics["pixel_mse"] = {
-            "condition": list(mean_interval(task.pixel_loss(task.new_backbone(0), few), few.sources)),
+            "condition": list(mean_interval(task.pixel_loss(None, few), few.sources)),
             "restored": list(mean_interval(task.pixel_loss(backbone, few), few.sources)),
         }
         metrics["claims"] = [asdict(c) for c in claims(metrics)]
         return metrics
 
-    return run_case(config.out / f"backbone_gradient-{case}.json", described, compute)
-
-
-def fingerprint_of_training(task: Restoration) -> str:
-    """Of the VAE and the films that the warm-up sees."""
-    return inputs_sha256(task.vae, [packaged_clip(name) for name in TRAINING_CLIPS])
+    return run_case(config.out / f"backbone_gradient-{case}.json", described, compute, config.task.device)
 
 
 def table(record: Record) -> str:

@@ -32,7 +32,6 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis import random_truncation as rt
-from analysis.backbone_gradient import fingerprint_of_training
 from analysis.mean_gradient import bootstrap_counts, mean_products
 from chopgrad import Adaptive, Chop, Exact, Sampled, Strategy
 from chopgrad.planner import relative_compute
@@ -41,7 +40,8 @@ from suite.cases import run_case
 from suite.claims import Claim, Verdict
 from suite.pairwise import truncated
 from suite.records import ROOT, Record
-from suite.restoration import Restoration, TaskSettings
+from suite.restoration import Restoration, in_full_precision
+from suite.restoration_settings import TaskSettings
 from suite.tables import markdown_table, with_interval
 
 matplotlib.use("Agg")
@@ -105,7 +105,7 @@ class Data:
 
     def __init__(self, config: Config) -> None:
         self.config, self.task = config, Restoration(config.task)
-        self.fingerprint = fingerprint_of_training(self.task)
+        self.fingerprint = self.task.fingerprint()
         self.groups = len(self.task.groups)
         if max(config.distances) > self.groups - 2 or min(config.distances) < 1:
             raise ValueError(
@@ -123,9 +123,11 @@ class Data:
 
     @cached_property
     def pairs(self) -> Tensor:
-        """[clips, i, j, ...]: every pairwise gradient at the decoder's input."""
-        starts = track(range(0, len(self.samples), 4), description="pairwise gradients", console=Console(stderr=True))
-        return torch.cat([self.task.latent_pairs(self.backbone, self.samples[k : k + 4], F.mse_loss) for k in starts])
+        """[clips, i, j, ...]: every pairwise gradient at the decoder's input, on the CPU."""
+        n = self.task.clips_at_once
+        starts = track(range(0, len(self.samples), n), description="pairwise gradients", console=Console(stderr=True))
+        parts = (self.samples[k : k + n] for k in starts)
+        return torch.cat([self.task.latent_pairs(self.backbone, part, F.mse_loss).cpu() for part in parts])
 
     def of_parameters(self, terms: Callable[[Tensor], Tensor]) -> Tensor:
         """[clips, k, parameters]: the backbone's gradient from each of the terms [k, j, ...] of a clip's pairs."""
@@ -392,9 +394,16 @@ def sampled(data: Data) -> dict[str, Any]:
 
 
 def _times(data: Data, strategy: Chop | Exact, counts: list[int]) -> list[list[float]]:
-    """CPU seconds [repeat][count], interleaved, the first round thrown away."""
-    z, target = data.samples.latents[:1], data.samples.clean[:1]
-    z = data.task.decoder.denormalize(z).requires_grad_()
+    """Seconds [repeat][count], interleaved, the first round thrown away; on the CPU those of this process alone."""
+    z, target = data.task.restore(None, data.samples.latents[:1]).requires_grad_(), data.samples.clean[:1]
+    on_cuda = data.task.device.type == "cuda"
+
+    def now() -> float:
+        if on_cuda:
+            torch.cuda.synchronize(data.task.device)
+        return time.perf_counter() if on_cuda else time.process_time()
+
+    mse = in_full_precision(F.mse_loss)
     rounds = []
     bar = track(range(1 + (data.config.repeats or 1)), description="timing", console=Console(stderr=True))
     torch.manual_seed(data.config.seed)
@@ -402,9 +411,9 @@ def _times(data: Data, strategy: Chop | Exact, counts: list[int]) -> list[list[f
         seconds = []
         for n in counts:
             one: Strategy = strategy if n == data.groups else Sampled(n, strategy)
-            start = time.process_time()
-            chopgrad.frame_loss(data.task.decoder, z, target, F.mse_loss, one).backward()
-            seconds.append(time.process_time() - start)
+            start = now()
+            chopgrad.frame_loss(data.task.decoder, z, target, mse, one).backward()
+            seconds.append(now() - start)
         rounds.append(seconds)
     return rounds[1:]
 
@@ -424,7 +433,7 @@ def adaptive(data: Data) -> dict[str, Any]:
             z.requires_grad_()
             forwards = _counted(data, z, k, strategy)
             assert z.grad is not None
-            got = torch.stack([z.grad[0, :, g.latents] for g in data.task.groups])
+            got = torch.stack([z.grad[0, :, g.latents] for g in data.task.groups]).float().cpu()
             if got.shape != pairs[0].shape[:1] + pairs.shape[2:]:
                 raise ValueError("The adaptive case needs a VAE with as many latents in every group.")
             misfit = [relative_error(got, truncated(pairs, d)) for d in range(data.groups)]
@@ -481,7 +490,7 @@ def adaptive(data: Data) -> dict[str, Any]:
 
 def _counted(data: Data, z: Tensor, k: int, strategy: Adaptive) -> int:
     """Back-propagate the loss of clip k; returns the decoded groups, those of a probe included."""
-    decoder, steps = data.task.decoder, 0
+    decoder, target, steps = data.task.decoder, data.samples.clean[k : k + 1], 0
     step = decoder.step
 
     def counting(latent: Tensor, state: Any) -> Any:
@@ -491,7 +500,7 @@ def _counted(data: Data, z: Tensor, k: int, strategy: Adaptive) -> int:
 
     decoder.step = counting  # type: ignore[assignment, method-assign]
     try:
-        chopgrad.frame_loss(decoder, z, data.samples.clean[k : k + 1], F.mse_loss, strategy).backward()
+        chopgrad.frame_loss(decoder, z, target, in_full_precision(F.mse_loss), strategy).backward()
     finally:
         del decoder.step  # type: ignore[method-assign]
     return steps
@@ -504,7 +513,7 @@ def settings_of(config: Config, case: str, data: Data) -> dict[str, Any]:
     """Only what the case depends on, so that another case's setting does not undo it."""
     own = {"randomised": ("distances",), "sampled": ("repeats",), "adaptive": ("tolerances", "calls")}.get(case, ())
     kept = {k: getattr(config, k) for k in ("count", "seed", *own)}
-    shared = {"case": case, "task": config.task.described(), "groups": data.groups, "inputs_sha256": data.fingerprint}
+    shared = {"case": case, "task": data.task.described(), "groups": data.groups, "inputs_sha256": data.fingerprint}
     return shared | {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
@@ -621,7 +630,9 @@ def main(config: Config) -> None:
     records = {}
     for case in config.cases:
         path = config.out / f"estimators-{case}.json"
-        records[case] = run_case(path, settings_of(config, case, data), partial(MEASUREMENTS[case], data))
+        records[case] = run_case(
+            path, settings_of(config, case, data), partial(MEASUREMENTS[case], data), config.task.device
+        )
         for claim in records[case].metrics["claims"]:
             print(f"- {claim['verdict']}: {claim['statement']} ({claim['evidence']})")
         figure(records, config.out / "estimators.png")

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
-from analysis.backbone_gradient import fingerprint_of_training, gradients
+from analysis.backbone_gradient import gradients
 from analysis.biased_descent import GROUPS, LinearTask, descend
 from analysis.mean_gradient import limits
 from chopgrad import Chop, Full, Strategy, frame_loss
@@ -34,7 +34,9 @@ from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.claims import Claim, Verdict
 from suite.records import ROOT, Record
-from suite.restoration import Restoration, Samples, TaskSettings
+from suite.restoration import Restoration, in_full_precision
+from suite.restoration_clips import Samples
+from suite.restoration_settings import TaskSettings
 from suite.tables import markdown_table, with_interval
 
 matplotlib.use("Agg")
@@ -185,7 +187,7 @@ def train(
     assert config.out and config.steps
     steps = config.steps
     settings = {
-        "task": task.settings.described(),
+        "task": task.described(),
         "seed": seed,
         "distance": distance,
         "steps": steps,
@@ -201,12 +203,13 @@ def train(
         fresh = clips(8, 2_000 + seed)
         optimizer = torch.optim.Adam(backbone.parameters(), config.rate)
         generator = torch.Generator().manual_seed(seed)
+        mse = in_full_precision(F.mse_loss)
         losses, evaluated = [], {0: task.pixel_loss(backbone, fresh)}
         bar = track(range(steps), description=f"seed {seed}, {label(distance)}", console=Console(stderr=True))
         for step in bar:
             rows = torch.randint(len(data), (config.batch,), generator=generator)
             restored = task.restore(backbone, data.condition[rows])
-            loss = frame_loss(task.decoder, restored, data.clean[rows], F.mse_loss, strategy_of(distance))
+            loss = frame_loss(task.decoder, restored, data.clean[rows], mse, strategy_of(distance))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -216,7 +219,7 @@ def train(
         return {"training_mse": losses, "fresh_mse": {str(k): sum(v) / len(v) for k, v in evaluated.items()}}
 
     name = f"seed{seed}-{'exact' if distance is None else f'd{distance}'}.json"
-    return run_case(config.out / "training_bias" / name, settings, compute)
+    return run_case(config.out / "training_bias" / name, settings, compute, config.task.device)
 
 
 def end_task(config: Config) -> Record:
@@ -229,16 +232,14 @@ def end_task(config: Config) -> Record:
             f"{config.task.frames} frames are {len(task.groups)} frame groups, so D = {longest} would be exact: pass "
             "more --task.frames."
         )
-    fingerprint = fingerprint_of_training(task)
+    fingerprint = task.fingerprint()
     clips = lru_cache(maxsize=2)(task.samples)  # of one seed: all its strategies see the same
     runs = {
         (seed, d): train(task, clips, config, seed, d, fingerprint).metrics
         for seed in range(config.seeds)
         for d in DISTANCES
     }
-    settings = {k: getattr(config, k) for k in ("seeds", "steps", "batch", "rate")} | {
-        "task": task.settings.described()
-    }
+    settings = {k: getattr(config, k) for k in ("seeds", "steps", "batch", "rate")} | {"task": task.described()}
 
     def compute() -> dict[str, Any]:
         bias = relative_bias(task, fingerprint, config.seeds or 1)
@@ -251,6 +252,7 @@ def end_task(config: Config) -> Record:
         config.out / "training_bias-end_task.json",
         settings | {"inputs_sha256": fingerprint, "optimiser": "Adam"},
         compute,
+        config.task.device,
     )
 
 

@@ -13,7 +13,7 @@ from analysis import backbone_gradient as bg
 from analysis import mean_gradient as mg
 from suite import cases
 from suite.records import ROOT, read_record
-from suite.restoration import TaskSettings
+from suite.restoration_settings import TaskSettings
 from tests.models import build
 
 TINY = TaskSettings(frames=9, size=16, width=32, layers=1, warm_up_steps=2, warm_up_clips=4)
