@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
-from analysis.backbone_gradient import gradients
 from analysis.biased_descent import GROUPS, LinearTask, descend
 from analysis.mean_gradient import limits
+from analysis.parameter_gradients import gradients
 from chopgrad import Chop, Full, Strategy, frame_loss
 from suite.bootstrap import mean_interval
 from suite.cases import run_case

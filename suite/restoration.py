@@ -103,6 +103,10 @@ class Restoration:
             nn.init.zeros_(p)
         return backbone.to(self.device)
 
+    def coordinates(self, backbone: nn.Module) -> Coordinates:
+        """Which coordinates of the backbone's gradients are kept: all of its trained parameters."""
+        return sampled_coordinates(trained_parameters(backbone))
+
     def predict(self, backbone: Any, condition: Tensor) -> Tensor:
         """[batch, channels, latent frames, h, w] condition -> restored latents, both normalised and in float32."""
         batch = len(condition)
@@ -186,7 +190,7 @@ class Restoration:
         Args:
             condition: [1, channels, latent frames, h, w].
             latent_gradients: [k, groups, channels, latents per group, h, w].
-            kept: which coordinates; all of them if None.
+            kept: which coordinates; those of ``coordinates`` if None.
 
         Returns:
             [k, parameters], on the CPU, where they are kept for many clips.
@@ -194,7 +198,7 @@ class Restoration:
         Cost: k backward passes of the backbone; one gradient at a time on the device.
         """
         parameters = trained_parameters(backbone)
-        kept = kept or sampled_coordinates(parameters)
+        kept = kept or self.coordinates(backbone)
         restored = self.restore(backbone, condition)
         rows = []
         for gradient in latent_gradients:
