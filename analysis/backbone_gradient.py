@@ -138,7 +138,9 @@ def measure(config: Config, case: str) -> Record:
 
 def _tell(needed: dict[str, int]) -> None:
     text = "; ".join(f"{what} {count / 2**30:.2f} GiB" for what, count in needed.items())
-    Console(stderr=True).print(f"Needed, beside the graphs of transformer and decoder: {text}.", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(
+        f"Needed, beside the graphs of transformer and decoder: {text}.", highlight=False, soft_wrap=True
+    )
 
 
 def main(config: Config) -> None:
