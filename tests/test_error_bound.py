@@ -9,22 +9,21 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis import error_bound, toy_checks
-from analysis.error_bound import (
+from analysis.error_bound_claims import claims
+from analysis.error_bound_summary import judge, summarise
+from analysis.real_clips import Crops
+from analysis.toys import TOYS
+from analysis.truncation_bounds import (
     Case,
-    claims,
     corrected_rule,
     fitted,
     full_sum,
     geometric_tail,
-    judge,
     measure_cases,
     paper_rule,
     smallest_enough,
-    summarise,
     triangle,
 )
-from analysis.real_clips import Crops
-from analysis.toys import TOYS
 from chopgrad import Chop, Full
 from suite.records import read_record
 from tests.models import VAES, build, latents_for
