@@ -87,5 +87,5 @@ def _whose(record: Record) -> str:
         return "the backbone's parameters"
     kept, total = published["coordinates"], published["parameters_in_all"]
     what = f"LoRA layers (rank {published['lora_rank']}) of" if published["lora_rank"] else "parameters of"
-    sample = f" ({kept:.2g} of {total:.2g} coordinates)" if kept < total else ""
+    sample = f" ({kept:,} of {total:,} coordinates)" if kept < total else ""
     return f"{what} {published['pretrained']}{sample}"

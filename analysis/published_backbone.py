@@ -4,10 +4,10 @@ The transformer takes the degraded clip's latents for a noisy sample at one nois
 as fine-tuning in the end tasks starts (``bench.tasks.restorer``; arXiv 2603.17812, Sec. 4). Its weights are measured as
 they were published; there is no warm-up, unless LoRA layers are asked for and get one.
 
-Of 1.3 billion parameters, the gradients of every clip under every truncation cannot be kept. What is kept is a seeded
+Of 1.4 billion parameters, the gradients of every clip under every truncation cannot be kept. What is kept is a seeded
 sample of coordinates, in which each parameter has the same chance (``suite.coordinates``): every measure of Fig. 4 and
-Adam's update are made of terms of single coordinates, so the sample estimates that of the whole transformer, with an
-error that ``--seed`` shows. Two other reductions narrow what is differentiated in the first place:
+Adam's update are made of terms of single coordinates, so the sample estimates those of the whole transformer. A run
+with fewer ``--coordinates`` shows how much the sampling adds. Two other reductions narrow what is differentiated:
 
 - ``--parameters REGEX``: the parameters whose names it is found in;
 - ``--lora-rank N``: fresh LoRA layers, which are what most people train. Before any training their second factor is

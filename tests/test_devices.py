@@ -5,12 +5,14 @@ import torch
 from torch.nn import functional as F
 
 from analysis import backbone_gradient, estimators, training_bias
+from analysis.published_backbone import PublishedSettings
 from suite import cases, restoration_clips
 from suite.clips import HELD_OUT_CLIPS, packaged_clip
 from suite.restoration import Restoration
 from suite.restoration_settings import TaskSettings
 from tests.elsewhere import DEVICE, strict
 from tests.models import build
+from tests.test_real_models import pipeline
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,18 @@ def test_the_scripts_mix_no_devices(settings, tmp_path, monkeypatch, script, con
     with strict():
         script.main(script.Config(task=settings, out=tmp_path / "out", **config))
     assert set(asked) - {"cpu"} == {DEVICE}
+
+
+@pytest.mark.parametrize("options", [{"coordinates": 500}, {"lora_rank": 2, "warm_up": True}], ids=["weights", "LoRA"])
+def test_a_published_transformer_mixes_no_devices(tmp_path, options):
+    folder = str(pipeline(tmp_path / "p"))
+    settings = TaskSettings(vae=folder, subfolder="vae", device=DEVICE, frames=9, warm_up_steps=1, warm_up_clips=4)
+    published = PublishedSettings(pretrained=folder, **options)
+    config = backbone_gradient.Config(
+        task=settings, published=published, size=16, count=4, resamples=2, blocks=(1,), out=tmp_path / "out"
+    )
+    with strict():
+        task = config.restoration(config.task)
+        backbone = task.warmed_up("x")
+        assert {t.device.type for t in (*backbone.parameters(), *backbone.buffers())} == {DEVICE}
+        backbone_gradient.main(config)
