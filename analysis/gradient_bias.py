@@ -13,7 +13,6 @@ All truncations come from the pairwise gradients dL_i/dz_j of one graph; before 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,9 +30,11 @@ import chopgrad
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval
 from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients, truncated
 from suite.records import ROOT, Record, provenance, read_record, write_record
+from suite.sizes import check_size, latent_frames
 from suite.tables import markdown_table, with_interval
 from suite.vaes import load_vae
 
@@ -90,20 +91,19 @@ def measure(config: Config) -> Path:
     decoder = chopgrad.decoder_for(vae)
     losses = [loss_by_name(name, config.device, dtype) for name in config.losses]
     clips = find_clips(config.clips)
-    latent_frames = _latent_frames(decoder, config.frames)
-    count = len(decoder.frame_groups(latent_frames))
+    count = len(decoder.frame_groups(latent_frames(decoder, config.frames)))
     distances = sorted({min(d, count - 1) for d in config.distances or range(count)})
     if distances[0] < 0 or min(config.blocks) < 1:
         raise ValueError(
             f"Distances must be at least 0 and blocks at least 1, got {config.distances} and {config.blocks}."
         )
-    _check_size(vae, decoder, config.size)
+    check_size(vae, decoder, config.size)
     path = config.out or ROOT / "results" / "gradient_bias" / f"{Path(config.vae).name}.json"
     settings = {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in ("out", "clips")},
         "vae": Path(config.vae).name if Path(config.vae).is_absolute() else config.vae,
         "clips": [clip.name for clip in clips],
-        "inputs_sha256": _fingerprint(vae, clips),
+        "inputs_sha256": inputs_sha256(vae, clips),
         "distances": distances,
         "groups": count,
     }
@@ -131,41 +131,6 @@ def _finished(path: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> 
     if old.settings != settings or not same or "summary" in old.metrics:
         return {}
     return {(s["clip"], s["crop"]): s for s in old.metrics["samples"]}
-
-
-def _latent_frames(decoder: CausalDecoder, frames: int) -> int:
-    latent = next((n for n in range(1, frames + 1) if decoder.frame_count(n) >= frames), 1)
-    if decoder.frame_count(latent) != frames:
-        near = sorted({decoder.frame_count(n) for n in (max(1, latent - 1), latent)})
-        raise ValueError(f"{frames} frames fit no number of latents of this VAE: pass {' or '.join(map(str, near))}.")
-    return latent
-
-
-def _check_size(vae: Any, decoder: CausalDecoder, size: tuple[int, int]) -> None:
-    like = next(vae.parameters())
-    try:
-        with torch.no_grad():
-            decoded = decoder.decode(vae.encode(like.new_zeros(1, 3, 1, *size)).latent_dist.mode())
-    except RuntimeError as error:
-        raise ValueError(
-            f"This VAE cannot encode {size[0]}x{size[1]} pixels ({error}): pass another --size."
-        ) from error
-    height, width = decoded.shape[-2:]
-    if (height, width) != size:
-        raise ValueError(
-            f"Crops of {size[0]}x{size[1]} pixels come back from this VAE as {height}x{width}: "
-            f"pass --size {height} {width}."
-        )
-
-
-def _fingerprint(vae: Any, clips: list[Path]) -> str:
-    """Hash of weights and videos: names alone do not tell whether an interrupted run may go on."""
-    digest = hashlib.sha256()
-    for tensor in vae.state_dict().values():
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    for clip in clips:
-        digest.update(clip.read_bytes())
-    return digest.hexdigest()
 
 
 def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:

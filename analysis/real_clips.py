@@ -17,7 +17,9 @@ import chopgrad
 from analysis import gradient_bias
 from chopgrad import CausalDecoder
 from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, read_frames
+from suite.fingerprint import inputs_sha256
 from suite.records import ROOT, Record, provenance, read_record, write_record
+from suite.sizes import check_size, latent_frames
 from suite.vaes import EMBEDDED, load_vae
 
 
@@ -85,8 +87,8 @@ def measure_crops(
     clips, too_short = crops.clips()
     name, model = vae if isinstance(vae, tuple) else (vae, load_vae(vae, dtype=dtype))
     decoder = chopgrad.decoder_for(model)
-    gradient_bias._latent_frames(decoder, crops.frames)
-    gradient_bias._check_size(model, decoder, crops.size)
+    latent_frames(decoder, crops.frames)
+    check_size(model, decoder, crops.size)
     settings = {
         "vae": Path(name).name if Path(name).is_absolute() else name,
         "clips": [c.name for c in clips],
@@ -96,7 +98,7 @@ def measure_crops(
         "size": list(crops.size),
         "seed": crops.seed,
         **settings,
-        "inputs_sha256": gradient_bias._fingerprint(model, clips),
+        "inputs_sha256": inputs_sha256(model, clips),
     }
     device = next(model.parameters()).device
     made_by = provenance(device)

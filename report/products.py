@@ -34,7 +34,7 @@ PRODUCTS = (
     ),
     Product(
         "Fig. 4", "How wrong is the truncated gradient of backbone parameters, and is it an error of magnitude?",
-        ("theory/backbone_gradient.png",), ("theory/backbone_gradient*.json",), "`tox -e theory -- --full`",
+        ("theory/backbone_gradient*.png",), ("theory/backbone_gradient*.json",), "`tox -e theory -- --full`",
     ),
     Product(
         "Fig. 5", "How wrong is a truncated gradient at the decoder input? `*-driving`: two driving clips; `*-bench`: "

@@ -3,7 +3,8 @@
 A clip is blurred, shrunk, enlarged and made noisy, and encoded by the VAE. A real ``WanTransformer3DModel`` in small
 widths predicts what to add to these latents so that they decode to the clean clip: one step and no noise to start from,
 as in the restoration tasks of arXiv 2603.17812, Sec. 4. It is big enough to learn something and small enough that the
-gradient of every one of its parameters can be kept for a whole data set.
+gradient of every one of its parameters can be kept for a whole data set. ``analysis.published_backbone`` puts a
+published transformer in its place.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,131 +23,72 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chopgrad import CausalDecoder, FrameGroup, decoder_for
-from suite.clips import TRAINING_CLIPS, packaged_clip, random_crop, read_frames, to_unit
-from suite.motion import moving_clip
+from suite import restoration_clips
+from suite.coordinates import Coordinates, sampled_coordinates
+from suite.fingerprint import inputs_sha256
 from suite.pairwise import pairwise_gradients
 from suite.records import ROOT
+from suite.restoration_clips import Samples, clean_clips, degrade, training_films
+from suite.restoration_settings import TaskSettings
+from suite.sizes import decoded_size, latent_frames
 from suite.vaes import load_vae
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-ZOOM = 1.5
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """The task and its backbone.
-
-    Attributes:
-        vae: ``wan2.1``, ``cogvideox``, a folder or a hub id.
-        frames, size: frames, and height and width in pixels, of a clip.
-        blur, shrink, noise: the degradation: standard deviation of the blur in pixels, factor of the shrinking,
-            standard deviation of the noise (pixels lie in [-1, 1]).
-        width, layers: inner width (a multiple of 32) and blocks of the backbone.
-        warm_up_steps, warm_up_clips, warm_up_rate: Adam on the loss in latent space that makes the backbone which all
-            measurements start from; pixel losses fine-tune in the paper too.
-    """
-
-    vae: str = "wan2.1"
-    frames: int = 33
-    size: int = 32
-    blur: float = 1.5
-    shrink: int = 4
-    noise: float = 0.3
-    width: int = 64
-    layers: int = 2
-    warm_up_steps: int = 300
-    warm_up_clips: int = 48
-    warm_up_rate: float = 1e-3
-
-    def check(self) -> None:
-        """Raises ValueError with one sentence where a setting is out of range."""
-        if self.frames < 1 or self.size < 1 or self.shrink < 1 or min(self.blur, self.noise) < 0:
-            raise ValueError(
-                "A task needs frames, size and shrink of at least 1, and blur and noise of at least 0; got "
-                f"frames {self.frames}, size {self.size}, shrink {self.shrink}, blur {self.blur}, noise {self.noise}."
-            )
-        if self.width < 32 or self.width % 32 or self.layers < 1:
-            raise ValueError(
-                f"The backbone's width must be a multiple of 32 and layers at least 1, got {self.width} and "
-                f"{self.layers}."
-            )
-
-    def described(self) -> dict[str, Any]:
-        """As JSON values for a record; of an absolute path only the last part."""
-        return asdict(self) | {"vae": Path(self.vae).name if Path(self.vae).is_absolute() else self.vae}
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Clips of the task.
-
-    Attributes:
-        sources: what each clip was cut from; clips of one film are alike (clusters of an interval).
-        clean: [clips, 3, frames, H, W] in [-1, 1].
-        condition, latents: [clips, channels, latent frames, h, w], degraded and clean, in the diffusion model's
-            normalised space.
-    """
-
-    sources: list[str]
-    clean: Tensor
-    condition: Tensor
-    latents: Tensor
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, rows: slice | Tensor) -> Samples:
-        chosen = torch.arange(len(self))[rows].tolist()
-        return Samples([self.sources[k] for k in chosen], self.clean[rows], self.condition[rows], self.latents[rows])
+CODE = (Path(__file__), Path(restoration_clips.__file__))
+"""What decides how a backbone is warmed up."""
 
 
 class Restoration:
-    """The task on one VAE: clips, backbone, prediction.
+    """The task on one VAE: clips, backbone, prediction. Clips and models lie on ``settings.device``.
 
     Raises:
-        ValueError: a setting is out of range, the VAE cannot be loaded, or does not decode to so many frames.
+        ValueError: a setting is out of range, the VAE cannot be loaded, or does not decode to such clips.
     """
+
+    clips_at_once = 4
+    """Clips that are encoded, decoded and differentiated in one batch."""
 
     def __init__(self, settings: TaskSettings) -> None:
         settings.check()
         self.settings = settings
-        self.vae: Any = load_vae(settings.vae)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.vae: Any = load_vae(settings.vae, settings.device, self.dtype, settings.subfolder)
+        self.device = next(self.vae.parameters()).device
         self.decoder: CausalDecoder = decoder_for(self.vae)
-        counts = {self.decoder.frame_count(n): n for n in range(1, settings.frames + 1)}
-        if settings.frames not in counts:
-            near = sorted(counts, key=lambda n: abs(n - settings.frames))[:2]
+        self.latent_frames = latent_frames(self.decoder, settings.frames)
+        self.groups: list[FrameGroup] = self.decoder.frame_groups(self.latent_frames)
+        height, width = decoded_size(self.vae, self.decoder, (settings.size, settings.size))
+        if height != settings.size:
             raise ValueError(
-                f"{settings.frames} frames fit no number of latents of this VAE: pass {' or '.join(map(str, near))}."
+                f"Clips of {settings.size}x{settings.size} pixels come back from this VAE as {height}x{width}: pass "
+                f"--size {height}."
             )
-        self.groups: list[FrameGroup] = self.decoder.frame_groups(counts[settings.frames])
+
+    def described(self) -> dict[str, Any]:
+        """The task's settings as JSON values for a record."""
+        return self.settings.described()
+
+    def fingerprint(self, films: list[Path] | None = None) -> str:
+        """Hash of the VAE's weights and of films; where there are none, of those that the warm-up sees."""
+        return inputs_sha256(self.vae, films or training_films())
 
     def samples(self, count: int, seed: int, films: list[Path] | None = None) -> Samples:
-        """Seeded clips.
+        """Seeded clips, the same ones on every device.
 
         Args:
             films: crops of these in turn; of none, generated motion alone, whose clips are independent; None
                 is the training diet, half generated and half crops of the training films.
         """
         generator = torch.Generator().manual_seed(seed)
-        s, mixed = self.settings, films is None
-        films = [packaged_clip(name) for name in TRAINING_CLIPS] if films is None else films
-        sources, clean = [], []
-        for k in range(count):
-            if not films or (mixed and k % 2 == 0):
-                sources.append(f"generated {seed}/{k}")
-                clean.append(moving_clip(generator, s.frames, s.size, s.size))
-            else:
-                film = films[(k // 2 if mixed else k) % len(films)]
-                sources.append(film.name)
-                clean.append(_film_crop(film, s.frames, s.size, generator))
-        pixels = torch.stack(clean)
-        degraded = degrade(pixels, s, generator)
-        return Samples(sources, pixels, self._encode(degraded), self._encode(pixels))
+        sources, pixels = clean_clips(count, self.settings, generator, seed, films)
+        degraded = degrade(pixels, self.settings, generator)
+        return Samples(sources, pixels.to(self.device), self._encode(degraded), self._encode(pixels))
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
-        parts = [self.decoder.normalize(self.vae.encode(x).latent_dist.mode()) for x in pixels.split(4)]
-        return torch.cat(parts)
+        parts = pixels.split(self.clips_at_once)
+        modes = [self.vae.encode(x.to(self.device, self.dtype)).latent_dist.mode().float() for x in parts]
+        return torch.cat([self.decoder.normalize(x) for x in modes])
 
     def new_backbone(self, seed: int) -> Any:
         """A seeded backbone whose last layer is zero, so that it starts by returning its condition."""
@@ -161,19 +101,35 @@ class Restoration:
             )  # fmt: skip
         for p in backbone.proj_out.parameters():
             nn.init.zeros_(p)
-        return backbone
+        return backbone.to(self.device)
 
-    def restore(self, backbone: nn.Module, condition: Tensor) -> Tensor:
-        """[batch, channels, latent frames, h, w] normalised condition -> restored latents in the VAE's own space."""
-        return self.decoder.denormalize(condition + _correction(backbone, condition))
+    def coordinates(self, backbone: nn.Module) -> Coordinates:
+        """Which coordinates of the backbone's gradients are kept: all of its trained parameters."""
+        return sampled_coordinates(trained_parameters(backbone))
+
+    def predict(self, backbone: Any, condition: Tensor) -> Tensor:
+        """[batch, channels, latent frames, h, w] condition -> restored latents, both normalised and in float32."""
+        batch = len(condition)
+        correction = backbone(
+            hidden_states=condition,
+            timestep=condition.new_zeros(batch, dtype=torch.long),
+            encoder_hidden_states=condition.new_zeros(batch, 1, backbone.config.text_dim),
+            return_dict=False,
+        )[0]
+        return condition + correction
+
+    def restore(self, backbone: nn.Module | None, condition: Tensor) -> Tensor:
+        """The same in the VAE's own space and precision; without a backbone the condition itself."""
+        restored = condition if backbone is None else self.predict(backbone, condition)
+        return self.decoder.denormalize(restored).to(self.dtype)
 
     @torch.no_grad()
-    def pixel_loss(self, backbone: nn.Module, samples: Samples, loss_fn: LossFn = F.mse_loss) -> list[float]:
+    def pixel_loss(self, backbone: nn.Module | None, samples: Samples, loss_fn: LossFn = F.mse_loss) -> list[float]:
         """The loss of each clip."""
         losses = []
-        for k in range(0, len(samples), 4):
-            part = samples[k : k + 4]
-            decoded = self.decoder.decode(self.restore(backbone, part.condition))
+        for k in range(0, len(samples), self.clips_at_once):
+            part = samples[k : k + self.clips_at_once]
+            decoded = self.decoder.decode(self.restore(backbone, part.condition)).float()
             losses += [loss_fn(x[None], y[None]).item() for x, y in zip(decoded, part.clean, strict=True)]
         return losses
 
@@ -181,115 +137,87 @@ class Restoration:
         """The backbone after its training in latent space; read back when the same one was trained before.
 
         Args:
-            fingerprint: of the VAE's weights and the clips; with the settings, the seed and this file's code it names
-                the cached file, so nothing is read back over a change.
+            fingerprint: of the weights and the clips; with the settings, the seed, the kind of device and this task's
+                code it names the cached file, so nothing is read back over a change.
 
         Cost: about 25 ms a step for the default settings on one core.
         """
         s = self.settings
-        key = json.dumps([s.described(), fingerprint, seed, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()])
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest()
+        key = json.dumps([self.described(), fingerprint, seed, self.device.type, code])
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
         backbone = self.new_backbone(seed)
+        trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
         if path.exists():
-            backbone.load_state_dict(torch.load(path, weights_only=True))
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            with torch.no_grad():
+                for name, parameter in trained.items():
+                    parameter.copy_(saved[name])
             return backbone
         data = self.samples(s.warm_up_clips, seed=1_000_000 + seed)
-        optimizer = torch.optim.Adam(backbone.parameters(), s.warm_up_rate)
+        optimizer = torch.optim.Adam(trained.values(), s.warm_up_rate)
         generator = torch.Generator().manual_seed(seed)
         bar = track(range(s.warm_up_steps), description="latent warm-up", console=Console(stderr=True))
         for _ in bar:
             rows = torch.randint(len(data), (4,), generator=generator)
-            predicted = data.condition[rows] + _correction(backbone, data.condition[rows])
+            predicted = self.predict(backbone, data.condition[rows])
             optimizer.zero_grad()
             F.mse_loss(predicted, data.latents[rows]).backward()
             optimizer.step()
+        optimizer.zero_grad()
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(backbone.state_dict(), path.with_suffix(".tmp"))
+        torch.save({name: p.detach() for name, p in trained.items()}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
         return backbone
 
     def latent_pairs(self, backbone: nn.Module, samples: Samples, loss_fn: LossFn) -> Tensor:
-        """dL_i/dz_j of each clip's own loss: [clips, i, j, channels, latents per group, h, w].
+        """dL_i/dz_j of each clip's own loss: [clips, i, j, channels, latents per group, h, w], in float32.
 
         Cost: one decode of the batch and T backward passes; activations of the whole batch in memory.
         """
         with torch.no_grad():
             restored = self.restore(backbone, samples.condition)
-        (pairs,) = pairwise_gradients(self.decoder, restored, samples.clean, [loss_fn])
-        return pairs.movedim(2, 0) * len(samples)  # the loss is a mean over the batch
+        (pairs,) = pairwise_gradients(self.decoder, restored, samples.clean, [in_full_precision(loss_fn)])
+        return pairs.float().movedim(2, 0) * len(samples)  # the loss is a mean over the batch
 
-    def parameter_gradients(self, backbone: nn.Module, condition: Tensor, latent_gradients: Tensor) -> Tensor:
-        """Gradients of the backbone's parameters from gradients of one clip's latents.
+    def parameter_gradients(
+        self, backbone: nn.Module, condition: Tensor, latent_gradients: Tensor, kept: Coordinates | None = None
+    ) -> Tensor:
+        """Gradients of the backbone's trained parameters from gradients of one clip's latents.
 
         One graph of the backbone serves all of them: the truncation ends where the backbone begins.
 
         Args:
             condition: [1, channels, latent frames, h, w].
             latent_gradients: [k, groups, channels, latents per group, h, w].
+            kept: which coordinates; those of ``coordinates`` if None.
 
         Returns:
-            [k, parameters].
+            [k, parameters], on the CPU, where they are kept for many clips.
+
+        Cost: k backward passes of the backbone; one gradient at a time on the device.
         """
-        parameters = list(backbone.parameters())
+        parameters = trained_parameters(backbone)
+        kept = kept or self.coordinates(backbone)
         restored = self.restore(backbone, condition)
         rows = []
         for gradient in latent_gradients:
-            adjoint = join_groups(gradient, self.groups)[None]
+            adjoint = join_groups(gradient, self.groups)[None].to(restored)
             parts = torch.autograd.grad(restored, parameters, adjoint, retain_graph=True, allow_unused=True)
-            rows.append(
-                torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts)])
-            )
+            rows.append(kept.values(parameters, parts))
         return torch.stack(rows)
 
 
-def degrade(video: Tensor, settings: TaskSettings, generator: torch.Generator) -> Tensor:
-    """Blur, shrink, enlarge, add noise: the degradation of super-resolution training, on [clips, 3, frames, H, W]."""
-    frames = video.transpose(1, 2).flatten(0, 1)
-    if settings.blur > 0:
-        reach = max(1, round(3 * settings.blur))
-        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / settings.blur) ** 2).to(video)
-        kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-        frames = F.conv2d(F.pad(frames, (reach, reach, 0, 0), mode="replicate"), kernel, groups=3)
-        frames = F.conv2d(F.pad(frames, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3), groups=3)
-    if settings.shrink > 1:
-        small = [max(1, n // settings.shrink) for n in frames.shape[-2:]]
-        small_frames = F.interpolate(frames, size=small, mode="bicubic", antialias=True)
-        frames = F.interpolate(small_frames, size=video.shape[-2:], mode="bicubic")
-    frames = frames + settings.noise * torch.randn(frames.shape, generator=generator).to(video)
-    return frames.clamp(-1, 1).unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)
+def trained_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Those that require a gradient, in the model's order."""
+    return [p for p in backbone.parameters() if p.requires_grad]
+
+
+def in_full_precision(loss_fn: LossFn) -> LossFn:
+    """``loss_fn`` of frames that are cast to float32 first."""
+    return lambda frames, target: loss_fn(frames.float(), target)
 
 
 def join_groups(parts: Tensor, groups: list[FrameGroup]) -> Tensor:
     """[groups, channels, latents per group, h, w] -> [channels, latent frames, h, w]; unused places are dropped."""
     return torch.cat([x[:, : g.latents.stop - g.latents.start] for x, g in zip(parts, groups, strict=True)], dim=1)
-
-
-def _correction(backbone: Any, condition: Tensor) -> Tensor:
-    batch = len(condition)
-    return backbone(
-        hidden_states=condition,
-        timestep=condition.new_zeros(batch, dtype=torch.long),
-        encoder_hidden_states=condition.new_zeros(batch, 1, backbone.config.text_dim),
-        return_dict=False,
-    )[0]
-
-
-def _film_crop(film: Path, frames: int, size: int, generator: torch.Generator) -> Tensor:
-    video = _small_film(film, round(ZOOM * size))
-    if video.shape[1] < frames:
-        raise ValueError(f"'{film.name}' has {video.shape[1]} frames, but {frames} are needed: pass longer clips.")
-    start = int(torch.randint(video.shape[1] - frames + 1, (), generator=generator))
-    return random_crop(video[:, start : start + frames], size, size, generator, ZOOM)
-
-
-@lru_cache(maxsize=8)
-def _small_film(film: Path, short_side: int) -> Tensor:
-    """[3, frames, H, W] of a whole film with its shorter side shrunk, some frames at a time: films are large."""
-    raw = read_frames(film)
-    factor = min(1.0, short_side / min(raw.shape[1:3]))
-    size = [max(short_side, round(n * factor)) if factor < 1 else n for n in raw.shape[1:3]]
-    parts = []
-    for k in range(0, len(raw), 16):
-        part = to_unit(raw[k : k + 16]).transpose(0, 1)
-        parts.append(F.interpolate(part, size=size, mode="bicubic", antialias=True).clamp(-1, 1).transpose(0, 1))
-    return torch.cat(parts, dim=1)

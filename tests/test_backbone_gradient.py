@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from analysis import backbone_gradient as bg
 from analysis import mean_gradient as mg
+from analysis.backbone_claims import claims
+from analysis.parameter_gradients import gradients as parameter_gradients
 from suite import cases
 from suite.records import ROOT, read_record
-from suite.restoration import TaskSettings
+from suite.restoration import Restoration
+from suite.restoration_settings import TaskSettings
 from tests.models import build
 
 TINY = TaskSettings(frames=9, size=16, width=32, layers=1, warm_up_steps=2, warm_up_clips=4)
@@ -129,7 +131,7 @@ def gradients(scale, wrong=0.0, noise=0.3, clips=16):
 )
 def test_verdicts_follow_the_numbers(scale, wrong, verdicts):
     metrics = mg.summarise(gradients(scale, wrong), 50, 0)
-    got = [c.verdict for c in bg.claims(metrics)]
+    got = [c.verdict for c in claims(metrics)]
     assert got[:3] == verdicts[:3] and got[4] == verdicts[4]
     if scale == 0.5:
         # Adam's update does not see a factor on all of its gradients at all.
@@ -143,7 +145,7 @@ def test_averaging_removes_noise_but_not_bias():
     generator = torch.Generator().manual_seed(9)
     noise = 0.5 * torch.randn(g.full.shape, generator=generator)
     noisy = mg.Gradients({(1, 0): g.full + noise, (1, 1): g.full + noise}, g.full, g.sizes, g.sources)
-    assert bg.claims(mg.summarise(noisy, 50, 0))[-1].verdict == "holds"
+    assert claims(mg.summarise(noisy, 50, 0))[-1].verdict == "holds"
     by_clips = mg.summarise(noisy, 2, 0)["by_clips"]
     assert [r["clips"] for r in by_clips] == [1, 2, 4, 8, 16]
     errors = [r["1/0"]["relative_error"] for r in by_clips]
@@ -217,10 +219,10 @@ def test_the_script_ends_in_one_sentence(folder, tmp_path, monkeypatch, more, se
 
 
 def test_gradients_of_a_clip_do_not_depend_on_its_batch(folder, tmp_path):
-    task = bg.Restoration(TaskSettings(**{**TINY.__dict__, "vae": str(folder / "vae")}))
+    task = Restoration(TaskSettings(**{**TINY.__dict__, "vae": str(folder / "vae")}))
     backbone, samples = task.warmed_up("x", cache=tmp_path), task.samples(5, seed=0)
-    all_at_once = bg.gradients(task, backbone, samples, F.mse_loss, (1,))
-    alone = bg.gradients(task, backbone, samples[4:], F.mse_loss, (1,))
-    together = bg.gradients(task, backbone, samples[1:3], F.mse_loss, (1,))
+    all_at_once = parameter_gradients(task, backbone, samples, F.mse_loss, (1,))
+    alone = parameter_gradients(task, backbone, samples[4:], F.mse_loss, (1,))
+    together = parameter_gradients(task, backbone, samples[1:3], F.mse_loss, (1,))
     assert torch.allclose(all_at_once.full[4], alone.full[0], rtol=1e-3, atol=1e-7)
     assert torch.allclose(all_at_once.truncated[1, 0][1], together.truncated[1, 0][0], rtol=1e-3, atol=1e-7)

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from analysis import estimators as es
 from analysis import random_truncation as rt
+from analysis.estimators import CASES
+from analysis.estimators_randomised import crossing, randomised_claims
 from chopgrad import Chop
 from chopgrad.planner import relative_compute
 from suite.pairwise import truncated
@@ -119,14 +120,6 @@ def test_bad_settings():
         rt.sampled_variance(torch.eye(T), 0)
 
 
-def test_signs():
-    above, below, across = [0.5, 0.1, 0.9], [-0.5, -0.9, -0.1], [0.0, -0.1, 0.1]
-    assert es._signs([above, above]) == "holds"
-    assert es._signs([above, across]) == "undecided"
-    assert es._signs([above, across], lenient=True) == "holds"
-    assert es._signs([above, across, below]) == es._signs([below], lenient=True) == "fails"
-
-
 def test_where_biased_and_unbiased_cross():
     """Clips' gradients with a known mean, bias, spread and variance of the draws."""
     generator = torch.Generator().manual_seed(0)
@@ -137,13 +130,13 @@ def test_where_biased_and_unbiased_cross():
     full = mean + data
     chopped = 0.8 * full  # bias 0.2^2 = 0.04, variance 0.16
     counts = torch.ones(3, clips, dtype=torch.float64)
-    found = es._crossing(chopped, full, torch.full((clips,), 0.31, dtype=torch.float64), counts)
+    found = crossing(chopped, full, torch.full((clips,), 0.31, dtype=torch.float64), counts)
     assert found["relative"]["bias"] == pytest.approx(0.04, rel=0.1)
     assert found["relative"]["data_full"] == pytest.approx(0.25, rel=0.1)
     assert found["relative"]["data_truncated"] == pytest.approx(0.16, rel=0.1)
     # 0.04 + 0.16 / n = (0.25 + 0.31) / n at n = 10.
     assert 1 / found["inverse_crossing"][0] == pytest.approx(10, rel=0.15)
-    none = es._crossing(full, full, torch.full((clips,), 0.31, dtype=torch.float64), counts)
+    none = crossing(full, full, torch.full((clips,), 0.31, dtype=torch.float64), counts)
     assert none["inverse_crossing"][0] == 0  # without bias it never pays
 
 
@@ -165,7 +158,7 @@ def test_verdicts_on_randomised_truncation(truncated_error, crossing, verdicts):
     crossings = {"inverse_crossing": [crossing, 0.9 * crossing, 1.1 * crossing]}
     rows = [{"distance": 1, "latents": place, "backbone": place | {"mean_of_n_tuned": crossings}}]
     chunks = [{"block": 2, "fixed": interval(0.5), "artbp": interval(0.9)}]
-    assert [c.verdict for c in es.randomised_claims(rows, chunks)] == verdicts
+    assert [c.verdict for c in randomised_claims(rows, chunks)] == verdicts
 
 
 @pytest.fixture(scope="module")
@@ -182,25 +175,14 @@ def script(folder, monkeypatch, *more):
     task = {"vae": folder / "vae", "frames": 13, "size": 16, "width": 32, "layers": 1}
     task |= {"warm-up-steps": 2, "warm-up-clips": 4}
     words = [w for k, v in task.items() for w in (f"--task.{k}", str(v))]
-    words += [
-        "--count",
-        "4",
-        "--calls",
-        "5",
-        "--repeats",
-        "1",
-        "--tolerances",
-        "0.1",
-        "0.8",
-        "--out",
-        str(folder / "out"),
-    ]
+    words += ["--count", "4", "--calls", "5", "--repeats", "1", "--tolerances", "0.1", "0.8"]
+    words += ["--out", str(folder / "out")]
     monkeypatch.setattr(sys, "argv", [str(ROOT / "analysis" / "estimators.py"), *words, *more])
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_the_script_measures(made):
-    records = {case: read_record(made / "out" / f"estimators-{case}.json") for case in es.CASES}
+    records = {case: read_record(made / "out" / f"estimators-{case}.json") for case in CASES}
     assert (made / "out" / "estimators.png").stat().st_size > 10_000
     assert all(record.metrics["claims"] for record in records.values())
     blocks = {(r["block"], r["distance"]): r for r in records["look_ahead"].metrics["rows"]}

@@ -1,19 +1,23 @@
 """Folders laid out like the published repositories, in small widths: they load, and what is wrong is one sentence."""
 
+import importlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from analysis import error_bound, gradient_bias, spatial_locality, temporal_locality
+from analysis import backbone_gradient, error_bound, gradient_bias, spatial_locality, temporal_locality
 from analysis.real_clips import Crops
 from chopgrad import Full
 from chopgrad.__main__ import main as chopgrad_command
 from chopgrad.planner import plan
-from suite.records import read_record
+from suite.records import ROOT, read_record
 from suite.vaes import load_vae
 from tests.models import build, latents_for
 from weights import evaluate
@@ -172,3 +176,48 @@ def test_the_planner_takes_a_part_of_a_pipeline(tmp_path, capsys):
     assert "in its subfolder 'decoder'" in capsys.readouterr().err
     assert chopgrad_command([*command, "vae", "--checkpoint", "none"]) == 0
     assert "Full()" in capsys.readouterr().out
+
+
+def documented():
+    """The commands of the page that run an analysis, as words."""
+    text = (ROOT / "docs" / "real-models.md").read_text().replace("\\\n", " ").replace("$VAE", "owner/Wan2.1-Diffusers")
+    return [shlex.split(line, comments=True) for line in re.findall(r"^python analysis/.*$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("words", documented(), ids=" ".join)
+def test_the_commands_of_the_page_are_understood(words):
+    module = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+    config = tyro.cli(module.Config, args=words[2:])
+    where = getattr(config, "task", config)
+    assert (where.subfolder, where.device) == ("vae", "cuda")
+    assert "owner/Wan2.1-Diffusers" in (getattr(where, "vae", None), *getattr(where, "vaes", ()))
+    if hasattr(config, "check"):
+        config.check()
+
+
+def test_the_page_has_a_command_for_every_analysis():
+    names = {words[1] for words in documented()}
+    assert {f"analysis/{name}.py" for name in ("backbone_gradient", "estimators", "training_bias")} < names
+    assert len(documented()) == 8
+    (published,) = (w for w in documented() if "--pretrained" in w)
+    config = tyro.cli(backbone_gradient.Config, args=published[2:])
+    assert config.published.pretrained == config.task.vae and config.task.size == 256
+    assert config.task.dtype == "bfloat16" and config.published.gradient_checkpointing
+
+
+@pytest.mark.parametrize("script", ["estimators", "training_bias"])
+def test_the_small_backbone_learns_on_a_part_of_a_pipeline(tmp_path, script):
+    folder = pipeline(tmp_path / "p")
+    module = importlib.import_module(f"analysis.{script}")
+    words = ["--vae", str(folder), "--task.frames", "13", "--task.size", "16", "--task.width", "32"]
+    words += ["--task.layers", "1", "--task.warm-up-steps", "1", "--task.warm-up-clips", "4", "--out", str(tmp_path)]
+    words += {
+        "estimators": ["--cases", "look_ahead", "--count", "4"],
+        "training_bias": ["--seeds", "1", "--steps", "1", "--toy-seeds", "1", "--toy-steps", "2"],
+    }[script]
+    module.main(tyro.cli(module.Config, args=[*words, "--subfolder", "vae"]))
+    name = {"estimators": "estimators-look_ahead", "training_bias": "training_bias-end_task"}[script]
+    settings = read_record(tmp_path / f"{name}.json").settings
+    assert settings["task"]["vae"] == "p" and str(tmp_path) not in json.dumps(settings)
+    with pytest.raises(ValueError, match=r"has no config.json.*--subfolder vae"):
+        module.main(tyro.cli(module.Config, args=words))

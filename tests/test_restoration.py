@@ -8,8 +8,11 @@ from torch.nn import functional as F
 
 import chopgrad
 from chopgrad import Chop, Full
+from suite.coordinates import sampled_coordinates
 from suite.pairwise import truncated
-from suite.restoration import Restoration, TaskSettings, degrade, join_groups
+from suite.restoration import Restoration, join_groups
+from suite.restoration_clips import degrade
+from suite.restoration_settings import TaskSettings
 from tests.models import build
 
 SETTINGS = TaskSettings(frames=9, size=16, width=32, layers=1, warm_up_steps=3, warm_up_clips=4)
@@ -111,6 +114,40 @@ def test_parameter_gradients_are_those_of_training(task, samples, backbone, stra
     backbone.zero_grad()
 
 
+def test_half_precision_is_that_of_the_vae_alone(folder, task, samples, backbone):
+    half = Restoration(dataclasses.replace(task.settings, dtype="bfloat16"))
+    same = half.samples(4, seed=1)
+    assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
+    assert {x.dtype for x in (same.clean, same.condition, same.latents)} == {torch.float32}
+    assert half.restore(backbone, same.condition).dtype == torch.bfloat16
+    losses = task.pixel_loss(backbone, samples), half.pixel_loss(backbone, samples)
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
+    found = []
+    for one in (task, half):
+        pairs = one.latent_pairs(backbone, samples[:1], F.mse_loss)
+        assert pairs.dtype == torch.float32
+        found.append(one.parameter_gradients(backbone, samples.condition[:1], pairs[0].sum(0)[None]))
+    assert 0 < (found[1] - found[0]).norm() < 0.1 * found[0].norm()
+
+
+def test_some_coordinates_are_those_of_the_whole_gradient(task, samples, backbone):
+    pairs = task.latent_pairs(backbone, samples[:1], F.mse_loss)
+    kept = sampled_coordinates(list(backbone.parameters()), 500, seed=3)
+    whole, some = (
+        task.parameter_gradients(backbone, samples.condition[:1], pairs[0].sum(0)[None], k) for k in (None, kept)
+    )
+    starts = torch.tensor([0, *(p.numel() for p in backbone.parameters())]).cumsum(0)
+    places = torch.cat([p + start for p, start in zip(kept.places, starts[:-1], strict=True)])
+    assert torch.equal(some, whole[:, places]) and some.norm() > 0
+
+
+def test_frozen_parameters_are_left_out(task, samples):
+    backbone = task.new_backbone(0).requires_grad_(False)
+    backbone.proj_out.requires_grad_(True)
+    found = task.parameter_gradients(backbone, samples.condition[:1], torch.ones(2, 5, 4, 1, 8, 8))
+    assert found.shape == (2, sum(p.numel() for p in backbone.proj_out.parameters()))
+
+
 def test_groups_of_several_latents_are_joined(task):
     groups = chopgrad.decoder_for(build("cogvideox")).frame_groups(5)
     parts = torch.arange(2 * 3.0).reshape(2, 1, 3, 1, 1)
@@ -153,6 +190,10 @@ def test_another_backbone_is_not_read_back(task, tmp_path, change):
         ({"width": 48}, "multiple of 32 and layers at least 1, got 48 and 1"),
         ({"frames": 8}, "8 frames fit no number of latents of this VAE: pass 7 or 9"),
         ({"vae": "nowhere-at-all"}, "No VAE could be loaded"),
+        ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got float16"),
+        ({"device": "gpu"}, "No VAE could be loaded from .* device"),
+        ({"subfolder": "decoder"}, "has no config.json"),
+        ({"size": 17}, "17x17 pixels come back from this VAE as 16x16: pass --size 16"),
     ],
 )
 def test_bad_settings(task, changes, sentence):

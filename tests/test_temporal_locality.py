@@ -8,7 +8,9 @@ import pytest
 import chopgrad
 from analysis import real_clips, temporal_locality
 from analysis.real_clips import Crops, measure_crops
-from analysis.temporal_locality import beyond, claims, course_claim, curve, held_out_bound, influences, summarise
+from analysis.temporal_locality import influences
+from analysis.temporal_locality_claims import claims, course_claim
+from analysis.temporal_locality_fits import beyond, curve, held_out_bound, summarise
 from suite.records import read_record
 from tests.models import build, latents_for
 from tests.test_gradient_bias import folder  # noqa: F401

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from analysis import biased_descent as bd
-from analysis import training_bias as tb
+from analysis.training_bias_gaps import DISTANCES, end_claims, gaps
+from analysis.training_bias_toy import toy_claims
 from suite.records import ROOT, read_record
 from tests.models import build
 
@@ -103,7 +104,7 @@ def runs(progress, seeds=4):
     """Made-up runs: for each distance the progress of every seed, on top of seeds that differ a lot."""
     made = {}
     for seed in range(seeds):
-        for d in tb.DISTANCES:
+        for d in DISTANCES:
             start, gained = 1 + 0.5 * seed, progress[d] * (1 + 0.05 * seed)
             fresh = {"0": start, "10": start - gained}
             made[seed, d] = {"training_mse": [start] * 8 + [start - gained] * 2, "fresh_mse": fresh}
@@ -112,7 +113,7 @@ def runs(progress, seeds=4):
 
 def test_gaps_are_paired_by_seed():
     progress = {0: 0.2, 1: 0.38, 2: 0.39, 4: 0.4, None: 0.4}
-    rows = {r["distance"]: r for r in tb.gaps(runs(progress), 4)}
+    rows = {r["distance"]: r for r in gaps(runs(progress), 4)}
     # Seeds differ by 1.5 in level; the pairing leaves only the spread of the gap itself.
     assert rows[0]["final_fresh_gap"][0] == pytest.approx(0.2 * 1.075)
     assert rows[0]["final_fresh_gap"][2] - rows[0]["final_fresh_gap"][1] < 0.05
@@ -132,33 +133,33 @@ def test_gaps_are_paired_by_seed():
 )
 def test_verdicts_follow_the_numbers(share, bias, verdicts):
     progress = {0: 0.4 * share, 1: 0.4 * share, 2: 0.4, 4: 0.4, None: 0.4}
-    rows = tb.gaps(runs(progress), 4)
+    rows = gaps(runs(progress), 4)
     for row in rows:
         row["squared_relative_bias"] = [bias] * 3
-    assert [c.verdict for c in tb.end_claims(rows)] == verdicts
+    assert [c.verdict for c in end_claims(rows)] == verdicts
 
 
 def test_no_progress_gives_no_verdict():
-    rows = tb.gaps(runs(dict.fromkeys(tb.DISTANCES, 0.0)), 4)
+    rows = gaps(runs(dict.fromkeys(DISTANCES, 0.0)), 4)
     for row in rows:
         row["squared_relative_bias"] = [0.1] * 3
     assert all(row["progress_share"] is None for row in rows)
-    assert [c.verdict for c in tb.end_claims(rows)] == ["undecided", "undecided"]
+    assert [c.verdict for c in end_claims(rows)] == ["undecided", "undecided"]
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [(1e-12, "holds"), (1e-3, "fails")])
 def test_verdicts_on_the_toy_without_noise(gap, verdict):
     row = {"distance": 1, "relative_bias": [0.5], "descent_gaps": [gap], "relative_gap": [0, 0, 0], "within_rate": 1}
-    (claim,) = tb.toy_claims([row], 0.6, 0.0)
+    (claim,) = toy_claims([row], 0.6, 0.0)
     assert claim.verdict == verdict
 
 
 def test_verdicts_on_the_toy_with_noise():
     row = {"distance": 1, "relative_bias": [0.5, 1.5], "descent_gaps": [0.1, 0.1], "relative_gap": [0.1, 0.1, 0.1]}
     row |= {"relative_gaps": [0.1, 0.1], "adam_gaps": [0.1, 0.1], "relative_bound": [0.2, None]}
-    assert [c.verdict for c in tb.toy_claims([row], 0.6, 1.0)] == ["holds", "fails"]
+    assert [c.verdict for c in toy_claims([row], 0.6, 1.0)] == ["holds", "fails"]
     row |= {"adam_gaps": [0.01, 0.01], "relative_bound": [0.05, None]}
-    assert [c.verdict for c in tb.toy_claims([row], 0.6, 1.0)] == ["fails", "holds"]
+    assert [c.verdict for c in toy_claims([row], 0.6, 1.0)] == ["fails", "holds"]
 
 
 @pytest.fixture(scope="module")
