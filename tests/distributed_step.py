@@ -8,6 +8,7 @@ Accelerate shards on GPUs only; with ``fsdp`` it is told to do so here, where to
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def main() -> None:
         found["terms"] = torch.tensor(list(terms.values()))
         save_file({k: v.contiguous() for k, v in found.items()}, out)
     a.wait_for_everyone()
-    a.end_training()
+    os._exit(0)  # all is written; taking gloo's threads down at exit aborts the process now and then
 
 
 if __name__ == "__main__":
