@@ -28,6 +28,9 @@ WITHOUT_WEIGHTS = ("analysis/predicted_memory.py",)
 """What means the published architecture by these names."""
 STARTED = {"bench/__main__.py": ("bench/memory.py", "bench/test_time.py")}
 """What a script runs in a process of its own, which no import shows."""
+DRAWING = ("_figure.py", "/figures.py", "/frontier.py", "/report.py", "/publish.py")
+"""Ends of the names of sources that read finished records and make pictures and pages of them: no number comes from
+there, so neither they nor what only they import count."""
 CURRENT, CHANGED, UNCOMMITTED, UNKNOWN = "current", "changed since", "made by uncommitted code", "unknown"
 
 
@@ -77,7 +80,7 @@ class History:
             todo = [start, *STARTED.get(start, ())]
             while todo:
                 file = todo.pop()
-                if file not in found:
+                if file not in found and not file.endswith(DRAWING):
                     found.add(file)
                     todo += imported(self.root / file, self.root)
             self._imports[start] = frozenset(found)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from report import results_index
-from report.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, History, imported, script_of
+from report.freshness import CHANGED, CURRENT, DRAWING, UNCOMMITTED, UNKNOWN, History, imported, script_of
 from report.products import PRODUCTS
 from report.results_index import Config, differences, page, reasons, rows
 from suite.records import ROOT, Record, read_record
@@ -47,6 +47,22 @@ def project(tmp_path):
 def mark(root, record):
     found = History(root).freshness(record)
     return found.word, found.files
+
+
+def test_what_only_draws_does_not_count(project):
+    root, _, record = project
+    (root / "analysis" / "a_figure.py").write_text("from suite import unused\n")
+    (root / "analysis" / "a.py").write_text("from analysis import a_figure\nfrom suite import used\n")
+    assert History(root).dependencies(record) == {
+        "analysis/__init__.py", "analysis/a.py", "suite/__init__.py", "suite/used.py", "chopgrad/__init__.py",
+        "chopgrad/engine.py",
+    }  # fmt: skip
+
+
+def test_what_draws_writes_no_record():
+    drawing = [p for folder in ("analysis", "bench") for p in (ROOT / folder).rglob("*.py") if str(p).endswith(DRAWING)]
+    assert len(drawing) >= 9
+    assert not [p.name for p in drawing if "write_record" in p.read_text() or "run_case" in p.read_text()]
 
 
 def test_what_a_command_imports(project):

@@ -109,7 +109,7 @@ def _preview(command: Preview) -> None:
 def cli(arguments: list[str] | None = None) -> None:
     """The command line; bad input ends it with one sentence."""
     try:
-        main(tyro.cli(Command, prog="python -m bench.tasks", description=__doc__, args=arguments))  # type: ignore[arg-type]
+        main(tyro.cli(Command, description=__doc__, args=arguments))  # type: ignore[arg-type]
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
 
