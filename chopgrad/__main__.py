@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+import chopgrad
 from chopgrad.planner import ARCHITECTURES, Prediction, plan, recommend
 
 GIB = 2**30
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chopgrad", description="Pixel losses through causal-cache video decoders.")
+    parser.add_argument("--version", action="version", version=f"chopgrad {chopgrad.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("plan", help="predict memory and compute of every strategy, without GPU and weights")
     vaes = ", ".join(ARCHITECTURES)

@@ -164,6 +164,12 @@ def test_a_folder_of_another_model(tmp_path, capsys):
     assert "is a AutoencoderKL; supported are AutoencoderKLWan" in capsys.readouterr().err
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"chopgrad {chopgrad.__version__}\n"
+
+
 def test_the_command_line(folders, capsys):
     arguments = ["plan", "--vae", str(folders / "wan2.1"), "--frames", "3", "--size", "16x16", "--loss", "lpips"]
     assert main([*arguments, "--budget", "1GiB"]) == 0
