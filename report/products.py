@@ -107,6 +107,10 @@ PRODUCTS = (
         ("tasks/driving-*.json",), TASKS,
     ),
     Product(
+        "ours", "Why do LPIPS trainings lose PSNR: the loss, or the gradient through the decoder?",
+        ("lost_psnr/README.md",), ("lost_psnr/*.json",), "`python analysis/lost_psnr.py --full`",
+    ),
+    Product(
         "ours", "What pays inside the engine? (Table: docs/engine.md)", (), ("variants/*.json",),
         "`python -m bench.variants`",
     ),
