@@ -101,8 +101,9 @@ def report(out: Path, tasks: Sequence[str], full: bool) -> str:
     mse = of_variants(out, tasks)
     # Small settings have no records of the end tasks to stand beside.
     lpips = {r.task: r for r in results_of(ROOT / "results" / "tasks")} if full else {}
+    command = "python analysis/lost_psnr.py" + (" --full" if full else "")
     return "\n".join([
-        "# Why is PSNR lost?", "", f"Command: `python analysis/lost_psnr.py{' --full' if full else ''}`", "",
+        "# Why is PSNR lost?", "", f"Command: `{command}`", "",
         "Artifact removal and inpainting with MSE on the pixels in place of the paper's LPIPS; all else as in the",
         "[end tasks](../tasks/README.md). Mean and 95 % interval, paired by seed and clip.", "",
         table(mse, lpips), "", *(f"- {verdict(t, r, lpips.get(t))}" for t, r in mse.items()), "",
