@@ -27,7 +27,7 @@ from suite.tables import markdown_table, with_interval
 
 ASKED = ("artifact-removal", "inpainting")
 ARMS = ("chop-1", "exact")
-SHOWN = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3), "lpips-vgg": ("LPIPS (VGG)", 3)}
+SHOWN = {"psnr": ("PSNR dB", 3), "ssim": ("SSIM", 3), "lpips-vgg": ("LPIPS (VGG)", 3)}
 
 
 @dataclass
@@ -63,7 +63,7 @@ def variant(name: str) -> str:
 
 def of_variants(folder: Path, tasks: Sequence[str]) -> dict[str, TaskResults]:
     """Task -> the records of its variant in a folder."""
-    records = read_records(folder)
+    records = list(read_records(folder))
     found = {name: [r for r in records if r.settings.get("task") == f"{name}-mse"] for name in tasks}
     return {name: TaskResults(name, chosen) for name, chosen in found.items() if chosen}
 
@@ -86,7 +86,7 @@ def verdict(task: str, mse: TaskResults, lpips: TaskResults | None) -> str:
     with_mse, with_lpips = (r.difference("exact", "psnr") if r else None for r in (mse, lpips))
     if with_mse is None or with_lpips is None:
         return f"{task}: one of the two losses was not measured; run this script and the end tasks with --full."
-    numbers = f"(LPIPS {with_interval(with_lpips, 2)} dB, MSE {with_interval(with_mse, 2)} dB)"
+    numbers = f"(LPIPS {with_interval(with_lpips, 3)} dB, MSE {with_interval(with_mse, 3)} dB)"
     ours, theirs = better("psnr", with_mse), better("psnr", with_lpips)
     if ours is False:
         return f"{task}: PSNR is lost with MSE on the pixels, too {numbers}: LPIPS is not what costs it."
@@ -105,7 +105,8 @@ def report(out: Path, tasks: Sequence[str], full: bool) -> str:
     return "\n".join([
         "# Why is PSNR lost?", "", f"Command: `{command}`", "",
         "Artifact removal and inpainting with MSE on the pixels in place of the paper's LPIPS; all else as in the",
-        "[end tasks](../tasks/README.md). Mean and 95 % interval, paired by seed and clip.", "",
+        "[end tasks](../tasks/README.md). Mean and 95 % interval, paired by seed and clip;",
+        f"seeds with MSE: {max(len(r.by_arm['latent']) for r in mse.values())}.", "",
         table(mse, lpips), "", *(f"- {verdict(t, r, lpips.get(t))}" for t, r in mse.items()), "",
     ])  # fmt: skip
 

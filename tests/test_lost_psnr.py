@@ -41,16 +41,20 @@ def results(folder, task, gain):
 def test_the_verdict_follows_both_intervals(tmp_path, mse, lpips, sentence):
     ours, theirs = results(tmp_path / "a", "inpainting-mse", mse), results(tmp_path / "b", "inpainting", lpips)
     assert sentence in verdict("inpainting", ours, theirs)
-    assert f"MSE {mse:.2f} [" in verdict("inpainting", ours, theirs)
+    assert f"MSE {mse:.3f} [" in verdict("inpainting", ours, theirs)
     assert "was not measured" in verdict("inpainting", ours, None)
 
 
 def test_the_table_has_both_losses(tmp_path):
     results(tmp_path, "inpainting-mse", 0.3)
-    found = of_variants(tmp_path, ("inpainting", "artifact-removal"))
-    assert list(found) == ["inpainting"]
+    assert list(of_variants(tmp_path, ("artifact-removal", "inpainting"))) == ["inpainting"]
+    results(tmp_path / "both", "artifact-removal-mse", 0.1)
+    results(tmp_path / "both", "inpainting-mse", 0.3)
+    both = ("artifact-removal", "inpainting")
+    assert tuple(of_variants(tmp_path / "both", both)) == both
+    found = of_variants(tmp_path, ("inpainting",))
     lines = table(found, {}).splitlines()
-    assert len(lines) == 2 + 4 and lines[2].count("n/a") == 3 and "0.30 [" in lines[5]
+    assert len(lines) == 2 + 4 and lines[2].count("n/a") == 3 and "0.300 [" in lines[5]
     assert "Why is PSNR lost?" in report(tmp_path, ("inpainting",), full=False)
 
 
