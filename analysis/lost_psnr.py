@@ -21,13 +21,13 @@ import tyro
 from bench.tasks import TASKS, LossTerm
 from bench.tasks.arms import MEANING
 from bench.tasks.protocol import Protocol, run
-from bench.tasks.report import TaskResults, better, results_of
-from suite.records import ROOT, read_records
+from bench.tasks.report import TaskResults, better, head, results_of
+from suite.records import ROOT
 from suite.tables import markdown_table, with_interval
 
 ASKED = ("artifact-removal", "inpainting")
 ARMS = ("chop-1", "exact")
-SHOWN = {"psnr": ("PSNR dB", 3), "ssim": ("SSIM", 3), "lpips-vgg": ("LPIPS (VGG)", 3)}
+SHOWN = ("psnr", "ssim", "lpips-vgg")
 
 
 @dataclass
@@ -63,9 +63,8 @@ def variant(name: str) -> str:
 
 def of_variants(folder: Path, tasks: Sequence[str]) -> dict[str, TaskResults]:
     """Task -> the records of its variant in a folder."""
-    records = list(read_records(folder))
-    found = {name: [r for r in records if r.settings.get("task") == f"{name}-mse"] for name in tasks}
-    return {name: TaskResults(name, chosen) for name, chosen in found.items() if chosen}
+    variants = {f"{name}-mse": name for name in tasks}
+    return {variants[r.task]: r for r in results_of(folder, variants)}
 
 
 def table(mse: dict[str, TaskResults], lpips: dict[str, TaskResults]) -> str:
@@ -74,11 +73,11 @@ def table(mse: dict[str, TaskResults], lpips: dict[str, TaskResults]) -> str:
     for task, ours in mse.items():
         for loss, results in (("LPIPS", lpips.get(task)), ("MSE", ours)):
             for arm in ARMS:
-                found = {m: results.difference(arm, m) if results else None for m in SHOWN}
-                cells = [with_interval(d, SHOWN[m][1]) if d else "n/a" for m, d in found.items()]
+                found = [results.difference(arm, m) if results else None for m in SHOWN]
+                cells = [with_interval(d) if d else "n/a" for d in found]
                 rows.append([task, loss, MEANING[arm], *cells])
-    head = ["task", "loss on pixels", "arm", *(f"{name}, minus latent" for name, _ in SHOWN.values())]
-    return markdown_table(head, rows)
+    header = ["task", "loss on pixels", "arm", *(f"{head(m)}, minus latent" for m in SHOWN)]
+    return markdown_table(header, rows)
 
 
 def verdict(task: str, mse: TaskResults, lpips: TaskResults | None) -> str:
@@ -86,7 +85,7 @@ def verdict(task: str, mse: TaskResults, lpips: TaskResults | None) -> str:
     with_mse, with_lpips = (r.difference("exact", "psnr") if r else None for r in (mse, lpips))
     if with_mse is None or with_lpips is None:
         return f"{task}: one of the two losses was not measured; run this script and the end tasks with --full."
-    numbers = f"(LPIPS {with_interval(with_lpips, 3)} dB, MSE {with_interval(with_mse, 3)} dB)"
+    numbers = f"(LPIPS {with_interval(with_lpips)} dB, MSE {with_interval(with_mse)} dB)"
     ours, theirs = better("psnr", with_mse), better("psnr", with_lpips)
     if ours is False:
         return f"{task}: PSNR is lost with MSE on the pixels, too {numbers}: LPIPS is not what costs it."

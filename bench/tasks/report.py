@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,13 +112,13 @@ class TaskResults:
         return None if peak is None else peak / MIB
 
 
-def results_of(folder: Path) -> list[TaskResults]:
-    """The tasks that have records in a folder, in the paper's order."""
+def results_of(folder: Path, tasks: Collection[str] = tuple(TABLES)) -> list[TaskResults]:
+    """Those of the tasks that have records in a folder, in the order given (default: the paper's)."""
     records: dict[str, list[Record]] = {}
     for record in read_records(folder):
-        if record.settings.get("task") in TABLES:
+        if record.settings.get("task") in tasks:
             records.setdefault(str(record.settings["task"]), []).append(record)
-    return [TaskResults(task, records[task]) for task in TABLES if task in records]
+    return [TaskResults(task, records[task]) for task in tasks if task in records]
 
 
 def better(metric: str, difference: Sequence[float]) -> bool | None:
@@ -179,7 +179,7 @@ def table(results: TaskResults) -> str:
         EXPLANATION.rstrip(),
         "",
     ]
-    header = ["arm", *(_head(name) for name in METRICS), "FVD"]
+    header = ["arm", *(head(name) for name in METRICS), "FVD"]
     rows: list[list[object]] = []
     for arm in [*(a for a in REFERENCES if a in results.by_arm), *results.arms]:
         cells: list[object] = [{**REFERENCES, **MEANING}[arm]]
@@ -286,7 +286,7 @@ def figure(
             axis.xaxis.set_major_locator(MaxNLocator(5))
             arrow = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
             if row == len(shown) - 1:
-                axis.set_xlabel(f"{_head(metric)} minus latent-only ({arrow})", fontsize=8)
+                axis.set_xlabel(f"{head(metric)} minus latent-only ({arrow})", fontsize=8)
             if column == 0:
                 axis.set_ylabel(results.task, fontsize=9)
     figure.suptitle("Pixel losses against latent-only training: paired differences, 95 % intervals", fontsize=10)
@@ -332,7 +332,8 @@ def _noise(results: TaskResults) -> str:
     return " ".join(lines)
 
 
-def _head(metric: str) -> str:
+def head(metric: str) -> str:
+    """A column's name and unit."""
     unit = METRICS[metric].unit or (f"x {SHOWN_TIMES[metric]}" if metric in SHOWN_TIMES else "")
     return _name(metric) + (f" {unit}" if unit else "")
 
