@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             trainable_decoder=options.trainable_decoder,
             subfolder=options.subfolder,
             checkpoint=None if options.checkpoint == "none" else options.checkpoint,
+            progress=_show if sys.stderr.isatty() else None,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,6 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(_as_text(options, predictions, best))
     return 0
+
+
+def _show(done: int, total: int) -> None:
+    """One line on a terminal, gone when all is done."""
+    text = f"predicting {done + 1} of {total} ..." if done < total else ""
+    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

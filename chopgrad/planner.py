@@ -92,6 +92,7 @@ def plan(
     subfolder: str | None = None,
     strategies: Sequence[Strategy] | None = None,
     checkpoint: Checkpoint | Literal["best"] = "best",
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
     """Predict memory and compute of strategies for a video of ``frames`` frames of ``height`` x ``width`` pixels.
 
@@ -104,6 +105,7 @@ def plan(
             state.
         checkpoint: what the decoder recomputes inside a group; ``"best"``: nothing, and for strategies that walk pieces
             also ``"frame"``.
+        progress: called with the number of predictions made and that of all, before each and at the end.
 
     Raises:
         ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits.
@@ -127,15 +129,21 @@ def plan(
         def setting(checkpoint: Checkpoint) -> _Setting:
             return _Setting(decoder_for(model, checkpoint=checkpoint), size, (height, width), loss_fn, dtype)
 
-        predictions = []
+        rows: list[tuple[Strategy, Checkpoint]] = []
         for strategy in default_strategies(groups) if strategies is None else strategies:
-            distance = strategy.distance if isinstance(strategy, Chop) and strategy.distance < groups - 1 else None
-            compute = relative_compute(strategy, groups)
             best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
-            for inside in best if checkpoint == "best" else (checkpoint,):
-                device, host = setting(inside).peaks(strategy, latent_frames)
-                passes = compute + (0 if inside in (None, "frame") else _once_more(strategy, groups))
-                predictions.append(Prediction(strategy, weights + device, host, passes, distance, inside))
+            rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
+        predictions: list[Prediction] = []
+        for strategy, inside in rows:
+            if progress is not None:
+                progress(len(predictions), len(rows))
+            distance = strategy.distance if isinstance(strategy, Chop) and strategy.distance < groups - 1 else None
+            device, host = setting(inside).peaks(strategy, latent_frames)
+            compute = relative_compute(strategy, groups)
+            compute += 0 if inside in (None, "frame") else _once_more(strategy, groups)
+            predictions.append(Prediction(strategy, weights + device, host, compute, distance, inside))
+        if progress is not None:
+            progress(len(rows), len(rows))
         return predictions
 
 

@@ -1,6 +1,7 @@
 """Predictions against real runs of the same code, and the command line."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -182,6 +183,17 @@ def test_the_command_line(folders, capsys):
     assert len(found["predictions"]) == sum(1 + s.plan().pieces for s in default_strategies(2))
     assert found["recommended"] is None
     assert all(row["device_bytes"] > 0 for row in found["predictions"])
+
+
+def test_progress_is_told_on_a_terminal_only(folders, capsys, monkeypatch):
+    arguments = ["plan", "--vae", str(folders / "wan2.1"), "--frames", "3", "--size", "8x8", "--checkpoint", "none"]
+    assert main(arguments) == 0
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(arguments) == 0
+    told = capsys.readouterr().err.split("\r\x1b[K")
+    count = len(default_strategies(2))
+    assert told == ["", *(f"predicting {k} of {count} ..." for k in range(1, count + 1)), ""]
 
 
 @pytest.mark.slow
