@@ -73,6 +73,7 @@ def default_strategies(groups: int) -> list[Strategy]:
         Exact(offload=True),
         Exact(offload=True, pieces=True),
         Exact(offload=True, pieces=True, every=max(2, isqrt(groups))),
+        Exact(pieces=True, every=max(2, isqrt(groups))),
         *(Chop(d) for d in (0, 1, 2, 4)),
         Chop(1, block=4),
         Chop(1, block=4, recompute=True),

@@ -46,7 +46,7 @@ def main(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr)
-    strategy = Exact(offload=torch.device(device).type == "cuda", pieces=True) if exact else Chop(distance=1)
+    strategy = Exact(offload=True, pieces=True) if exact else Chop(distance=1)
     loss_fn = loss_by_name(loss, device)
     if loss == "lpips":
         loss_fn = framewise(loss_fn)  # the perceptual network keeps the activations of one frame at a time

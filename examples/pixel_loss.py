@@ -14,7 +14,7 @@ import tyro
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from chopgrad import Chop, decoder_for, frame_loss  # pixel loss
+from chopgrad import Exact, decoder_for, frame_loss  # pixel loss
 from suite.clips import load_clip, packaged_clip
 
 TINY_VAE = Path(__file__).parents[1] / "weights" / "tiny-wan2.1"
@@ -51,8 +51,9 @@ def main(
     torch.manual_seed(seed)
     accelerator = Accelerator(mixed_precision=precision)
     vae, transformer = models(pretrained, torch.bfloat16 if precision == "bf16" else torch.float32)
-    vae.to(accelerator.device).eval().requires_grad_(False)
-    decoder = decoder_for(vae, clamp=False)  # pixel loss
+    transformer.enable_gradient_checkpointing()
+    vae.to(accelerator.device).eval()
+    decoder = decoder_for(vae.requires_grad_(False), clamp=False, checkpoint="frame")  # pixel loss
     optimizer = torch.optim.AdamW(transformer.parameters(), lr)
     transformer, optimizer = accelerator.prepare(transformer, optimizer)
 
@@ -61,14 +62,13 @@ def main(
     prompt = torch.zeros(1, 8, accelerator.unwrap_model(transformer).config.text_dim, device=accelerator.device)
     with torch.no_grad():
         clean = decoder.normalize(vae.encode(pixels).latent_dist.mode()).float()
-
     for step in range(steps):
         noise, sigma = torch.randn_like(clean), torch.rand(1, 1, 1, 1, 1, device=accelerator.device)
         noisy = (1 - sigma) * clean + sigma * noise
         velocity = transformer(noisy, sigma.flatten() * 1000, prompt, return_dict=False)[0]
         latent_loss = F.mse_loss(velocity, noise - clean)
         predicted = decoder.denormalize((noisy - sigma * velocity).to(vae.dtype))  # pixel loss
-        pixel_loss = frame_loss(decoder, predicted, pixels, F.mse_loss, Chop(distance=1))  # pixel loss
+        pixel_loss = frame_loss(decoder, predicted, pixels, F.mse_loss, Exact(offload=True, pieces=True))  # pixel loss
         accelerator.backward(latent_loss + pixel_weight * pixel_loss)  # pixel loss
         optimizer.step()
         optimizer.zero_grad()

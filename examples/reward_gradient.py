@@ -10,23 +10,21 @@ from typing import Any
 import torch
 import tyro
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from chopgrad import Chop, decoder_for, frame_loss, framewise
+from chopgrad import Exact, decoder_for, frame_loss, framewise
 
 TINY_VAE = Path(__file__).parents[1] / "weights" / "tiny-wan2.1"
 
 
-class Warmth(nn.Module):
+def warmth(images: Tensor) -> Tensor:
     """Red minus blue, a stand-in for a learned reward such as an aesthetic score: [images, 3, H, W] -> [images]."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images[:, 0] - images[:, 2]).mean((1, 2))
+    return (images[:, 0] - images[:, 2]).mean((1, 2))
 
 
 def models(pretrained: str | None) -> tuple[Any, Any]:
     if pretrained:
-        vae = AutoencoderKLWan.from_pretrained(pretrained, subfolder="vae")
+        vae = AutoencoderKLWan.from_pretrained(pretrained, subfolder="vae", torch_dtype=torch.bfloat16)
         return vae, WanTransformer3DModel.from_pretrained(pretrained, subfolder="transformer")
     vae = AutoencoderKLWan.from_pretrained(TINY_VAE)
     return vae, WanTransformer3DModel(
@@ -48,19 +46,20 @@ def main(
     """Raise the reward of sampled videos and print it at every step (21 latent frames are 81 frames)."""
     torch.manual_seed(seed)
     vae, transformer = (model.to(device) for model in models(pretrained))
-    vae.eval().requires_grad_(False)
-    decoder = decoder_for(vae)  # with its clamp: a pixel beyond [-1, 1] must earn nothing
-    reward = Warmth().to(device).eval()
+    transformer.enable_gradient_checkpointing()
+    # With the clamp: a pixel beyond [-1, 1] must earn nothing.
+    decoder = decoder_for(vae.eval().requires_grad_(False), checkpoint="frame")
+    reward = warmth  # your reward model, on the device, in eval mode and frozen
     optimizer = torch.optim.AdamW(transformer.parameters(), lr)
     scheduler: Any = FlowMatchEulerDiscreteScheduler()
     prompt = torch.zeros(1, 8, transformer.config.text_dim, device=device)  # your text encoder's output
+    size = [n * vae.config.scale_factor_spatial for n in latent_size]
 
     def negative_reward(frames: Tensor, _: Tensor) -> Tensor:
         return -reward(frames.transpose(1, 2).flatten(0, 1)).mean()
 
     def no_target(frames: slice) -> Tensor:  # a reward compares with nothing: a view of one zero stands in
-        height, width = (side * vae.config.scale_factor_spatial for side in latent_size)
-        return torch.zeros(()).expand(1, 3, frames.stop - frames.start, height, width)
+        return torch.zeros(()).expand(1, 3, frames.stop - frames.start, *size)
 
     for step in range(steps):
         scheduler.set_timesteps(sampling_steps, device=device)
@@ -69,7 +68,8 @@ def main(
             with torch.set_grad_enabled(k == sampling_steps - 1):
                 velocity = transformer(x, t.expand(1), prompt, return_dict=False)[0]
                 x = scheduler.step(velocity, t, x, return_dict=False)[0]
-        loss = frame_loss(decoder, decoder.denormalize(x), no_target, framewise(negative_reward), Chop(distance=1))
+        latents = decoder.denormalize(x.to(vae.dtype))
+        loss = frame_loss(decoder, latents, no_target, framewise(negative_reward), Exact(offload=True, pieces=True))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

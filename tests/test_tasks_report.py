@@ -146,7 +146,7 @@ def test_a_small_comparison_runs_is_kept_and_published(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol_module, "code_fingerprint", lambda: key)
     settings = Protocol(
         tasks=("driving",), arms=("latent", "chop-1"), seeds=1, frames=9, size=(32, 32), clips=8, test_clips=4,
-        warm_up=2, steps=1, fvd_seeds=0, cpu=True, out=tmp_path / "records",
+        warm_up=2, steps=1, fvd_seeds=0, cpu=True, out=tmp_path / "records", mixed_precision="no",
     )  # fmt: skip
     first = run(settings)
     assert {r.settings["arm"] for r in first} == {"input", "autoencoder", "warm-up", "latent", "chop-1", None}

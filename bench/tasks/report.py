@@ -195,14 +195,14 @@ def table(results: TaskResults) -> str:
         fvds = list(results.fvds(arm).values())
         rows.append([*cells, f"{np.mean(fvds):.0f}" if fvds else "n/a"])
     lines += ["## Scores", "", markdown_table(header, rows), "", _noise(results), ""]
-    rows = []
+    rows, fvds = [], {arm: results.fvd_difference(arm) for arm in results.arms}
     for arm in results.arms:
         if arm != "latent":
-            cells = [MEANING[arm]]
-            for name in METRICS:
-                cells.append(_marked(name, results.difference(arm, name)))
-            fvd = results.fvd_difference(arm)
+            cells = [MEANING[arm], *(_marked(name, results.difference(arm, name)) for name in METRICS)]
+            fvd = fvds[arm]
             rows.append([*cells, "n/a" if fvd is None else with_interval(fvd, 0)])
+    if not any(fvds.values()):  # of one seed there is no difference to show
+        header, rows = header[:-1], [row[:-1] for row in rows]
     lines += ["## Difference to latent-only", "", markdown_table(header, rows), ""]
     if results.cost:
         rows = []
