@@ -17,7 +17,22 @@ import tyro
 from suite.claims import Claim, Verdict
 from suite.records import ROOT, Record, read_records
 
-HEADER = ("#", "statement", "in the paper", "verdict", "numbers", "experiment")
+HEADER = ("#", "statement", "case", "in the paper", "verdict", "numbers", "experiment")
+PLURAL: dict[Verdict, str] = {
+    "holds": "hold", "holds with correction": "hold with correction", "fails": "fail", "undecided": "are undecided"
+}  # fmt: skip
+SYMBOLS = """\
+- I(i, j): influence of latent group j on frame group i, a norm of the Jacobian of one by the other: the operator norm
+  where errors are bounded (`error_bound.py`), the Frobenius norm where its decay is followed
+  (`temporal_locality.py`), so their alphas differ. D = i - j: distance in frame groups, and the distance of a
+  truncation. W: groups in a block.
+- C, alpha: of the bound I(i, j) <= C exp(-alpha D). G: largest norm of a group's loss gradient. eps: tolerance.
+- *Whole video*: the rule asks for a distance at which nothing is cut. *Held-out pair*: of a clip (or crop) that C and
+  alpha were not fitted on.
+- Normalised MAE: mean |g_D - g| over mean |g|, over all entries. m: squared relative bias |g_D - g|^2 / |g|^2. zeta,
+  mu: absolute bias, and constant of the Polyak-Lojasiewicz condition. AICc: corrected Akaike criterion, lower is
+  better.
+"""
 
 
 @dataclass
@@ -68,16 +83,18 @@ def report(folder: Path) -> str:
         "say otherwise. Where a verdict is *holds with correction*, the statement names the correction. This page is",
         f"written by `analysis/theory_report.py` from the records in `{folder.name}/`.",
         "",
-        f"{len(rows)} claims: " + ", ".join(f"{counts[v]} {v}" for v in get_args(Verdict) if counts[v]) + ".",
+        f"Of {len(rows)} rows "
+        + ", ".join(f"{counts[v]} {PLURAL[v]}" for v in get_args(Verdict) if counts[v])
+        + "; a statement has a row for each decoder, toy or case that it was tried on.",
         "",
+        SYMBOLS,
         _row(HEADER),
         _row(["---"] * len(HEADER)),
     ]
     for k, (claim, record) in enumerate(rows, 1):
         source = "" if claim.source == "ours" else claim.source
-        lines.append(
-            _row([k, claim.statement, source, f"**{claim.verdict}**", claim.evidence, _experiment(record, folder)])
-        )
+        cells = [k, claim.statement, _case(record), source, f"**{claim.verdict}**", claim.evidence]
+        lines.append(_row([*cells, _experiment(record, folder)]))
     lines += ["", "An empty cell under *in the paper* marks a statement of ours.", ""]
     for picture in sorted(folder.glob("*.png")):
         lines += [f"![{picture.stem.replace('_', ' ')}]({folder.name}/{picture.name})", ""]
@@ -97,11 +114,14 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def _case(record: Record) -> str:
+    """What the names of the records of one experiment differ in."""
+    return record.path.stem.partition("-")[2]
+
+
 def _experiment(record: Record, folder: Path) -> str:
-    command = record.provenance["command"]
-    script = re.search(r"analysis/\w+\.py", command)
-    link = f"[record]({folder.name}/{record.path.name})"
-    return f"{script.group() if script else record.path.stem}, {link}: `{command}`"
+    script = re.search(r"analysis/\w+\.py", record.provenance["command"])
+    return f"{script.group() if script else record.path.stem}, [record]({folder.name}/{record.path.name})"
 
 
 def _row(cells: object) -> str:

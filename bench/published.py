@@ -39,5 +39,9 @@ def predictions(folder: Path = FOLDER) -> dict[tuple[str, int, int], dict[int, d
 
 
 def least_exact(rows: Mapping[str, Row]) -> Row:
-    """The exact gradient that needs the least device memory."""
-    return min((r for r in rows.values() if r["distance"] is None), key=lambda r: r["device_bytes"])
+    """The exact gradient that needs the least device memory; of those within a percent of it, the one that computes
+    least.
+    """
+    exact = [r for r in rows.values() if r["distance"] is None]
+    least = min(r["device_bytes"] for r in exact)
+    return min((r for r in exact if r["device_bytes"] <= 1.01 * least), key=lambda r: r["relative_compute"])

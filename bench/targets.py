@@ -75,7 +75,7 @@ def _timed(results: Results, video: Case, strategy: Strategy, target: str, limit
     stand_in = ON_HOST.get(strategy)
     if stand_in is not None and (found := results.time(replace(video, strategy=stand_in))):
         numbers = f"without transfers, {label(stand_in)}: {_interval(found)}{against}"
-        return Verdict(target, "not measured here", numbers, "measured")
+        return Verdict(target, "not measured here", numbers, "stand-in")
     return missing(target)
 
 

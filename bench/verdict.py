@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
     """``reached``, ``NOT reached`` or ``not measured here``."""
     numbers: str
     kind: str
-    """Where the numbers come from: ``measured`` or ``predicted``."""
+    """Where the numbers come from: ``measured``, ``predicted``, or ``stand-in``: measured, of something near."""
 
 
 def judge(reached: bool) -> str:

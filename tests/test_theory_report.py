@@ -28,7 +28,7 @@ def rows(text):
 def test_every_claim_is_a_row_with_all_that_belongs_to_it(tmp_path):
     folder = tmp_path / "theory"
     record(folder, "b", claim("ours first in its file", "ours"), claim("|x| <= C", "Fig. 3", "fails", "0.5"))
-    record(folder, "a", claim("locality", verdict="holds with correction"))
+    record(folder, "a-easy-case", claim("locality", verdict="holds with correction"))
     record(folder, "none")
     (folder / "b.png").write_bytes(b"")
     path = write_report(folder)
@@ -37,11 +37,13 @@ def test_every_claim_is_a_row_with_all_that_belongs_to_it(tmp_path):
     found = rows(text)
     assert [row[0] for row in found] == ["| 1", "| 2", "| 3"]
     assert [row[1] for row in found] == ["locality", "\\|x\\| <= C", "ours first in its file"]  # the paper's come first
-    assert [row[2] for row in found] == ["Sec. 3.2", "Fig. 3", ""]
-    assert [row[3] for row in found] == ["**holds with correction**", "**fails**", "**holds**"]
-    assert [row[4] for row in found] == ["1 [0, 2]", "0.5", "1 [0, 2]"]
-    assert found[1][5].startswith("analysis/b.py, [record](theory/b.json): `python analysis/b.py --full`")
-    assert "3 claims: 1 holds, 1 holds with correction, 1 fails." in text
+    assert [row[2] for row in found] == ["easy-case", "", ""]
+    assert [row[3] for row in found] == ["Sec. 3.2", "Fig. 3", ""]
+    assert [row[4] for row in found] == ["**holds with correction**", "**fails**", "**holds**"]
+    assert [row[5] for row in found] == ["1 [0, 2]", "0.5", "1 [0, 2]"]
+    assert found[1][6].startswith("analysis/b.py, [record](theory/b.json)")
+    assert "Of 3 rows 1 hold, 1 hold with correction, 1 fail;" in text
+    assert "| [b](theory/b.json) | `python analysis/b.py --full` |" in text
     assert "![b](theory/b.png)" in text
     assert text.count("aaaaaaaaaa") == 3
     assert "uncommitted" not in text
