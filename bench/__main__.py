@@ -72,9 +72,10 @@ def main(config: Config) -> None:
     deadline = float("inf") if config.minutes is None else time.time() + 60 * config.minutes
     check(config)
     todo = stages(config.selection)
+    failures: list[str] = []
     made_by = provenance(config.device if "memory" in config.phases or "time" in config.phases else "cpu")
     if "bias" in config.phases and not config.full:
-        bias(config)
+        failures += bias(config)
     everything = [case for stage in todo for case in stage]
     at_once = 1 if made_by["cuda"] else os.cpu_count() or 1  # memory and errors on a CPU do not disturb each other
     if "error" in config.phases:
@@ -84,21 +85,21 @@ def main(config: Config) -> None:
         def error(same_video: list[Case]) -> None:
             measure_errors(same_video, config.out / "gradient_error", made_by)
 
-        in_parallel(error, together, at_once, deadline, "gradient error")
+        failures += in_parallel(error, together, at_once, deadline, "gradient error")
     for number, stage in enumerate(todo):
         if "memory" in config.phases:
             measured = [c for c in stage if measurable(c)]
             memory = partial(keep, peak, folder=config.out / "memory", made_by=made_by)
-            in_parallel(memory, measured, at_once, deadline, "peak memory")
+            failures += in_parallel(memory, measured, at_once, deadline, "peak memory")
         if "time" in config.phases and any(is_timed(c) and measurable(c) for c in stage) and time.time() < deadline:
-            measure_time(config, number, made_by["command"], deadline)
+            failures += measure_time(config, number, made_by["command"], deadline)
     if "predict" in config.phases:
         # Full size: only beside what was measured. A card waits for no prediction that nobody compares.
         wanted = [c for c in everything if is_predicted(c)]
         wanted = [c for c in wanted if not config.full or (config.out / "memory" / f"{c.name}.json").exists()]
         same_videos = [[c for c in wanted if c.video == video] for video in videos(wanted)]
         prediction = partial(keep_predictions, folder=config.out / "prediction", made_by=provenance("cpu"))
-        in_parallel(prediction, same_videos, os.cpu_count() or 1, deadline, "prediction")
+        failures += in_parallel(prediction, same_videos, os.cpu_count() or 1, deadline, "prediction")
     name = f"bench-{'full-' if config.full else ''}{torch.device(config.device).type}"
     text = report(config.out, everything, name)
     (config.out / f"{name}.md").write_text(text)
@@ -106,6 +107,8 @@ def main(config: Config) -> None:
     frontier(config.out, everything, config.out / f"{name}-frontier.png")
     print(text)
     print(f"Written: {name}.md, {name}.png and {name}-frontier.png in {config.out.name}/, one record per case beside.")
+    if failures:
+        raise RuntimeError(f"{len(failures)} failed, the others are in the report: {'; '.join(failures)}")
 
 
 def check(config: Config) -> None:
@@ -127,7 +130,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--minutes must be positive, got {config.minutes}.")
 
 
-def bias(config: Config) -> None:
+def bias(config: Config) -> list[str]:
     """``analysis/gradient_bias.py`` on few crops; its own default has more, and is kept elsewhere."""
     on_cuda = torch.device(config.device).type == "cuda"
     at_once = 1 if on_cuda else os.cpu_count() or 1
@@ -139,15 +142,20 @@ def bias(config: Config) -> None:
         command = [sys.executable, "analysis/gradient_bias.py", "--vae", vae, "--crops", "2", "--losses", "mse"]
         tables[vae] = run([*command, "--device", config.device, "--out", str(result)], quiet=True, **threads)
 
-    in_parallel(one, config.vaes or tuple(EMBEDDED), at_once, float("inf"), "gradient bias")
+    failures = in_parallel(one, config.vaes or tuple(EMBEDDED), at_once, float("inf"), "gradient bias")
     for vae, table in sorted(tables.items()):
         print(f"== gradient bias, {vae}\n{table}", flush=True)
+    return failures
 
 
 def in_parallel(
     work: Callable[[Item], object], items: Sequence[Item], at_once: int, deadline: float, description: str
-) -> None:
-    """Work that starts a fresh process for each item, several at once; no new one after the deadline."""
+) -> list[str]:
+    """Work that starts a fresh process for each item, several at once; no new one after the deadline.
+
+    Returns what went wrong: one case that fails shall not cost the others.
+    """
+    failures: list[str] = []
 
     def one(item: Item) -> None:
         if time.time() < deadline:
@@ -157,24 +165,30 @@ def in_parallel(
         jobs = [pool.submit(one, item) for item in items]
         try:
             for job in track(as_completed(jobs), description, total=len(jobs), console=Console(stderr=True)):
-                job.result()
+                if (failure := job.exception()) is not None:
+                    failures.append(f"{description}: {failure}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return failures
 
 
-def measure_time(config: Config, stage: int, command: str, deadline: float) -> None:
+def measure_time(config: Config, stage: int, command: str, deadline: float) -> list[str]:
     print("== time", flush=True)
-    run(
-        [sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
-        + ["--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
-        CHOPGRAD_BENCH_SELECTION=config.selection.to_json(),
-        CHOPGRAD_BENCH_STAGE=str(stage),
-        CHOPGRAD_BENCH_ROUNDS=str(config.rounds),
-        CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()),
-        CHOPGRAD_BENCH_COMMAND=command,
-        CHOPGRAD_BENCH_DEADLINE=str(deadline),
-    )
+    try:
+        run(
+            [sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
+            + ["--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
+            CHOPGRAD_BENCH_SELECTION=config.selection.to_json(),
+            CHOPGRAD_BENCH_STAGE=str(stage),
+            CHOPGRAD_BENCH_ROUNDS=str(config.rounds),
+            CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()),
+            CHOPGRAD_BENCH_COMMAND=command,
+            CHOPGRAD_BENCH_DEADLINE=str(deadline),
+        )
+    except RuntimeError as error:
+        return [f"time: {error}"]
+    return []
 
 
 def run(command: list[str], quiet: bool = False, **environment: str) -> str:
@@ -184,7 +198,7 @@ def run(command: list[str], quiet: bool = False, **environment: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True)
     if done.returncode:
         print(done.stderr or "", file=sys.stderr)
-        raise SystemExit(done.returncode)
+        raise RuntimeError(f"{' '.join(command[1:4])} ended with exit code {done.returncode}")
     return done.stdout or ""
 
 

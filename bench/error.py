@@ -87,7 +87,8 @@ class Reference:
         """Exact gradient of the loss on the pixels that the parts stand for."""
         leaf = self.subject.latents.detach().clone().requires_grad_()
         frames = self.subject.decoder.decode(leaf)
-        losses = (p.share * self.subject.loss_fn(p.of(frames), p.of(self.subject.target)) for p in parts)
+        target = self.subject.target.to(frames.device)
+        losses = (p.share * self.subject.loss_fn(p.of(frames), p.of(target)) for p in parts)
         return torch.autograd.grad(torch.stack(list(losses)).sum(), leaf)[0]
 
 

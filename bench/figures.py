@@ -84,12 +84,14 @@ def _time_against_distance(axis: Any, results: Results, vae: str) -> None:
             continue
         distances = [m.distance for m in _paper(results.cases, video)]
         for n in frames_of(results.cases, video):
-            ratios = [results.time(replace(video, frames=n, strategy=Chop(d))) for d in distances]
+            reference = results.reference(replace(video, frames=n))
+            ratios = [results.time(replace(video, frames=n, strategy=Chop(d)), reference) for d in distances]
             found = [(d, r) for d, r in zip(distances, ratios, strict=True) if r]
             if found:
                 x, y = [d for d, _ in found], [r[0] for _, r in found]
                 errors = [[r[0] - r[1] for _, r in found], [r[2] - r[0] for _, r in found]]
                 name = f"{n} frames, {video.height}x{video.width}, {video.loss.upper()}"
+                name += "" if reference == "Full()" else f" (of {reference})"
                 axis.errorbar(x, y, errors, color=f"C{k}", marker=MARKERS[k % 10], capsize=3, label=name)
                 axis.set_xticks(distances)
                 k += 1

@@ -30,7 +30,7 @@ class Point:
 
     method: Method
     time: float
-    """Ratio to full back-propagation."""
+    """Ratio to the reference of the video."""
     memory: float
     error: float | None
     measured: bool
@@ -40,14 +40,15 @@ class Point:
 def points(results: Results, video: Case) -> list[Point]:
     """What is known of the video; offloading on a CPU takes the time of the same work without transfers."""
     found = []
+    reference = results.reference(video)
     for case in results.cases:
         if case.video != video:
             continue
-        peak, ratio = results.peak(case), results.time(case)
+        peak, ratio = results.peak(case), results.time(case, reference)
         stand_in = ON_HOST.get(case.strategy)
         measured = ratio is not None and peak is not None and peak.kind == "measured"
         if ratio is None and stand_in is not None:
-            ratio = results.time(replace(case, strategy=stand_in))
+            ratio = results.time(replace(case, strategy=stand_in), reference)
         error = results.error(case)
         if peak and ratio:
             found.append(Point(case.strategy, ratio[0], peak.bytes, error[0] if error else None, measured))
@@ -77,13 +78,13 @@ def frontier(folder: Path, cases: Sequence[Case], path: Path) -> None:
         left=0.07, right=0.62, top=1 - 0.9 / fig.get_figheight(), bottom=1.3 / fig.get_figheight(), hspace=0.32
     )
     for axis, (video, found) in zip(axes[:, 0], chosen, strict=False):
-        _panel(axis, video, found)
+        _panel(axis, video, found, results.reference(video))
     fig.suptitle("Peak memory against time of gradient strategies" if chosen else "Nothing was measured")
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
 
-def _panel(axis: Any, video: Case, found: list[Point]) -> None:
+def _panel(axis: Any, video: Case, found: list[Point], reference: str) -> None:
     unit, name = (2**30, "GiB") if video.vae not in EMBEDDED else (2**20, "MiB")
     palette = plt.get_cmap("viridis_r")
     for p in found:
@@ -108,7 +109,8 @@ def _panel(axis: Any, video: Case, found: list[Point]) -> None:
         axis.plot(
             [p.time for p in best], [p.memory / unit for p in best], line, color="0.3", lw=width, label=what, zorder=2
         )
-    axis.set(yscale="log", xlabel="time / time of full back-propagation", ylabel=f"peak memory ({name})")
+    against = "full back-propagation" if reference == "Full()" else f"{reference} (full back-propagation does not fit)"
+    axis.set(yscale="log", xlabel=f"time / time of {against}", ylabel=f"peak memory ({name})")
     axis.set_title(
         f"{video.vae}, {video.frames} frames of {video.height}x{video.width}, {video.loss.upper()}, {video.dtype}"
     )

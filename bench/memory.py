@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,20 @@ from bench.estimates import seed_of_largest
 from bench.subject import Subject
 from chopgrad import Sampled
 from chopgrad.memory import PeakMemory
-from suite.records import read_record, write_record
+from suite.records import ROOT, read_record, write_record
 
-# The server imports everything once; each case runs in a fresh fork of it, in which CUDA was never initialised.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["bench.memory", "bench.predict", "bench.error"])
+# The server imports everything once, and each case runs in a fresh fork of it. Not on CUDA: importing diffusers asks
+# for devices, and after that no fork may use them.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["bench.memory", "bench.predict", "bench.error"])
+_SPAWNS = multiprocessing.get_context("spawn")
+NO_MEMORY = (
+    "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
+    "unable to find an engine",
+)  # fmt: skip
+"""What PyTorch says for want of memory where it does not raise ``torch.OutOfMemoryError``: of pinned memory, say."""
+KILLED = (-9, 255)
+"""Exit codes of a process, or of its server, that the kernel stopped because the host had no memory left."""
 
 Work = Callable[[Case], dict[str, Any]]
 
@@ -41,19 +52,37 @@ def keep(work: Work, case: Case, folder: Path, made_by: dict[str, Any]) -> dict[
 
 
 def finished(path: Path, case: Case, made_by: dict[str, Any]) -> dict[str, Any] | None:
-    """Metrics of an earlier run, if its settings, code, versions and device are the same."""
+    """Metrics of an earlier run, if its settings, code, versions and device are the same.
+
+    On a CPU the same code is the same commit: all is measured again in ten minutes. A sweep on a GPU takes hours and is
+    committed in parts, so there a commit that leaves the code alone undoes nothing.
+    """
     try:
         old = read_record(path)
     except ValueError:
         return None
-    same = all(old.provenance.get(k) == made_by[k] for k in ("commit", "dirty", "torch", "diffusers", "device"))
-    return old.metrics if same and not made_by["dirty"] and old.settings == case.settings() else None
+    same = all(old.provenance.get(k) == made_by[k] for k in ("dirty", "torch", "diffusers", "device"))
+    if not same or made_by["dirty"] or old.settings != case.settings():
+        return None
+    commits = old.provenance.get("commit"), made_by["commit"]
+    on_cuda = torch.device(case.device).type == "cuda"
+    return old.metrics if commits[0] == commits[1] or (on_cuda and same_code(*commits)) else None
+
+
+@lru_cache
+def same_code(old: str | None, new: str | None) -> bool:
+    """Whether nothing that is measured, or measures, differs between two commits."""
+    if old is None or new is None:
+        return False
+    command = ["git", "diff", "--quiet", old, new, "--", "chopgrad", "bench", "suite", "weights", "constraints.txt"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
 def in_fresh_process(work: Work, case: Case) -> dict[str, Any]:
     """What ``work`` returns. Running out of memory is a result like any other: ``out_of_memory`` is then true."""
-    receiver, sender = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_report, args=(work, case, sender))
+    processes: Any = _SPAWNS if torch.device(case.device).type == "cuda" else _FORKS
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=_report, args=(work, case, sender))
     process.start()
     sender.close()
     try:
@@ -62,7 +91,7 @@ def in_fresh_process(work: Work, case: Case) -> dict[str, Any]:
         outcome = None
     process.join()
     if outcome is None:
-        if process.exitcode == -9:  # the kernel's answer when the host has no memory left
+        if process.exitcode in KILLED:
             return {"out_of_memory": True}
         raise RuntimeError(f"{case.name}: the measuring process ended with exit code {process.exitcode}.")
     if isinstance(outcome, str):
@@ -93,15 +122,20 @@ def peak(case: Case) -> dict[str, Any]:
     }
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the device, or of the host."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
+
+
 def _report(work: Work, case: Case, sender: Connection) -> None:
     if torch.device(case.device).type == "cpu":
         torch.set_num_threads(1)  # several cases are at work, one a core
     try:
         outcome: dict[str, Any] | str = work(case)
-    except torch.OutOfMemoryError:
-        outcome = {"out_of_memory": True}
-    except Exception as error:  # sent to the parent, which raises it
-        outcome = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        # What is no lack of memory is sent to the parent, which raises it.
+        outcome = {"out_of_memory": True} if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
     sender.send(outcome)
     sender.close()
 

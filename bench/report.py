@@ -37,19 +37,24 @@ def report(folder: Path, cases: Sequence[Case], name: str) -> str:
         ]
     lines += ["", f"![Curves]({name}.png)", "", f"![Frontier]({name}-frontier.png)"]
     lines += ["", "## Targets", "", markdown_table(["target", "verdict", "numbers", "from"], targets(results))]
-    lines += ["", _accuracy(results)]
+    lines += ["", _accuracy(results), *_noise(results)]
     for video in groups_of_videos(cases):
         lines += ["", *_section(results, video)]
     return "\n".join(lines) + "\n"
 
 
 def _made_by(records: Sequence[Record]) -> str:
-    """Of the first measurement; of the first prediction where nothing was measured."""
-    p = next((r for r in records if "device_bytes" not in r.metrics), records[0]).provenance
+    """Of the first measurement, and how many others there are; of predictions where nothing was measured."""
+    measured = [r for r in records if "device_bytes" not in r.metrics] or list(records)
+    p = measured[0].provenance
+    devices, commits = (sorted({str(r.provenance[k]) for r in measured}) for k in ("device", "commit"))
+    if len(devices) > 1:  # ratios within a video are still those of one card
+        return f"**Measured on {len(devices)} devices, whose numbers do not compare:** {'; '.join(devices)}."
     code = f"commit {(p['commit'] or 'unknown')[:10]}{' with local changes' if p['dirty'] else ''}"
     return (
         f"Measured on {p['device']} ({p['threads']} threads), torch {p['torch']}, diffusers {p['diffusers']}, "
-        f"Python {p['python']}, {code}, {p['date'][:10]}: `{p['command'].strip()}`."
+        f"Python {p['python']}, {code}{f' and {len(commits) - 1} more' if len(commits) > 1 else ''}, "
+        f"{p['date'][:10]}: `{p['command'].strip()}`."
     )
 
 
@@ -64,6 +69,18 @@ def _accuracy(results: Results) -> str:
         f"Predictions: {len(ratios)} cases were both predicted and measured; predicted / measured peak lies between "
         f"{ratios[low]:.3f} ({low.name}) and {ratios[high]:.3f} ({high.name}): {verdict}."
     )
+
+
+def _noise(results: Results) -> list[str]:
+    """How far full back-propagation, timed against itself, is from 1."""
+    found = [(c, r) for c in results.cases if c == c.video and (r := results.time(c))]
+    if not found:
+        return []
+    case, ratio = max(found, key=lambda pair: abs(pair[1][0] - 1))
+    return [
+        f"\nNoise of the clock: full back-propagation against itself is off by up to {abs(ratio[0] - 1):.2f} "
+        f"({case.name}: {ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]); times that differ by less do not differ."
+    ]
 
 
 def _section(results: Results, video: Case) -> list[str]:
@@ -103,7 +120,7 @@ def _section(results: Results, video: Case) -> list[str]:
 
 def _peak(results: Results, case: Case) -> str:
     peak = results.peak(case)
-    if results.ran_out(case):
+    if results.ran_out(case) and not results.measured(case):
         return "out of memory" + (f" (*p* {as_bytes(peak.bytes)})" if peak else "")
     if peak is None:
         return "not measured"

@@ -64,10 +64,15 @@ class Results:
         predicted, measured = self.predicted(case), self.measured(case)
         return predicted.bytes / measured.bytes if predicted and measured else None
 
-    def time(self, case: Case) -> list[float] | None:
+    def time(self, case: Case, reference: str = "Full()") -> list[float] | None:
         """(mean, low, high) of the ratio to full back-propagation; None also where the reference was another."""
         m = self.metrics("time", case)
-        return None if m is None or m["out_of_memory"] or m["reference"] != "Full()" else m["ratio_to_reference"]
+        return None if m is None or m["out_of_memory"] or m["reference"] != reference else m["ratio_to_reference"]
+
+    def reference(self, video: Case) -> str:
+        """What the times of a video are ratios to: ``Full()``, or where it does not fit the first that does."""
+        found = [self.metrics("time", c) for c in self.cases if c.video == video]
+        return next((m["reference"] for m in found if m and not m["out_of_memory"]), "Full()")
 
     def seconds(self, case: Case) -> float | None:
         m = self.metrics("time", case)

@@ -29,6 +29,8 @@ class Subject:
         torch.manual_seed(case.seed)
         self.case = case
         self.dtype = getattr(torch, case.dtype)
+        if self.dtype is torch.float32:  # and not TensorFloat-32, whose rounding is as large as the errors looked for
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.decoder = _decoder(case.vae, case.device, self.dtype)
         if case.trainable_decoder:
             self.decoder.vae.decoder.requires_grad_(True)

@@ -24,6 +24,7 @@ from torch import nn
 
 import chopgrad
 from bench.cases import FULL_SIZE, Case, label
+from bench.memory import is_out_of_memory
 from bench.subject import Subject
 from bench.test_time import seconds
 from chopgrad import CausalDecoder, Chop, Exact, Strategy
@@ -150,11 +151,18 @@ def main(config: Config) -> None:
     work = [(v, name, s) for v in config.vaes for name in VARIANTS for s in STRATEGIES]
     work = [(v, name, s) for v, name, s in work if worth_measuring(name, s, config.compiled)]
     subject: Subject | None = None
-    for vae, name, strategy in track(work, description="variants", console=Console(stderr=True)):
+    console = Console(stderr=True)
+    for vae, name, strategy in track(work, description="variants", console=console):
         if subject is None or subject.case.vae != vae:
             case = Case(vae, config.frames, *config.size, Exact(), dtype=dtype, device=config.device)
             subject = Subject(case)
-        metrics = measure(subject, VARIANTS[name](subject.decoder.vae), strategy, config.rounds)
+        try:
+            metrics = measure(subject, VARIANTS[name](subject.decoder.vae), strategy, config.rounds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            console.print(f"{vae}, {label(strategy)}, {name}: out of memory")
+            continue
         settings = subject.case.settings() | {"strategy": label(strategy), "variant": name, "rounds": config.rounds}
         file = f"{vae}-{name}-{label(strategy)}-{device}".replace("full:", "full-")
         file = "".join(c if c.isalnum() or c in ".-" else "_" for c in file)

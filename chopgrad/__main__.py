@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         height, width = _size(options.size)
-        budget = _bytes(options.budget) if options.budget else None
+        budget = _bytes("--budget", options.budget)
+        host_budget = _bytes("--host-budget", options.host_budget)
         predictions = plan(
             options.vae,
             options.frames,
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    best = recommend(predictions, budget) if budget else None
+    best = recommend(predictions, budget, host_budget) if budget else None
     if options.json:
         print(json.dumps(_as_json(options, predictions, best), indent=1))
     else:
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--loss", choices=["mse", "lpips"], default="mse")
     command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
+    command.add_argument("--host-budget", help="host memory to fit into as well, such as 64GiB")
     command.add_argument("--trainable-decoder", action="store_true", help="gradients of decoder parameters too")
     inside = "recomputed inside a group (default: best, nothing and, where pieces are walked, also frame)"
     command.add_argument(
@@ -80,10 +82,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _bytes(text: str) -> int:
+def _bytes(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
     if not match or match[2].upper() not in UNITS:
-        raise ValueError(f"--budget must be a number with a unit, such as 24GiB; got '{text}'.")
+        raise ValueError(f"{option} must be a number with a unit, such as 24GiB; got '{text}'.")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
@@ -111,14 +115,17 @@ def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: P
         "",
         "device: peak with the decoder's weights; compute: passes relative to full back-propagation;",
         "checkpoint: of decoder_for(vae, checkpoint=...).",
-        "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and the model that makes the latents.",
+        "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and the model that makes the latents;",
+        "pinned host memory is rounded up to powers of two, so that up to twice the column may be taken.",
     ]
     if best is not None:
-        lines += ["", f"For {options.budget}: {_label(best)}, {best.device_bytes / GIB:.1f} GiB."]
+        host = f" and {best.host_bytes / GIB:.1f} GiB on the host" if best.host_bytes else ""
+        lines += ["", f"For {options.budget}: {_label(best)}, {best.device_bytes / GIB:.1f} GiB{host}."]
     elif options.budget:
         least = min(predictions, key=lambda p: p.device_bytes)
         need = f"{least.device_bytes / GIB:.1f} GiB"
-        lines += ["", f"Nothing fits {options.budget}; the least is {_label(least)} with {need}."]
+        budgets = options.budget + (f" and {options.host_budget} on the host" if options.host_budget else "")
+        lines += ["", f"Nothing fits {budgets}; the least on the device is {_label(least)} with {need}."]
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ from chopgrad.decoders.base import FrameGroup
 from chopgrad.loss import frame_loss, framewise
 from chopgrad.memory import PeakMemory
 from chopgrad.shapes import ShapesOnly
-from chopgrad.strategies import Chop, Exact, Full, Strategy
+from chopgrad.strategies import Chop, Exact, Full, Sampled, Strategy
 
 _WAN22 = {
     "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
@@ -41,6 +41,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "cogvideox": ("AutoencoderKLCogVideoX", {}),
 }
 """The published architectures: class, and what differs from its defaults."""
+MARGIN = 0.05
+"""Share of a memory budget that ``recommend`` leaves free."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def default_strategies(groups: int) -> list[Strategy]:
         *(Chop(d) for d in (0, 1, 2, 4)),
         Chop(1, block=4),
         Chop(1, block=4, recompute=True),
-        Chop(1, block=4, recompute=True, pieces=True),
+        Chop(1, block=4, recompute=True, offload=True, pieces=True),
+        Chop(1, recompute=True, offload=True, pieces=True),
     ]
 
 
@@ -109,7 +112,8 @@ def plan(
         progress: called with the number of predictions made and that of all, before each and at the end.
 
     Raises:
-        ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits.
+        ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits. A strategy
+            that cannot be predicted: ``Sampled``, or a ``Chop`` that offloads graphs.
 
     Cost: a second or less per strategy. Memory is linear in the number of groups once a strategy's window is full, so a
     few groups are followed and the rest is that line; with ``every`` the states kept at one time are counted.
@@ -132,13 +136,16 @@ def plan(
 
         rows: list[tuple[Strategy, Checkpoint]] = []
         for strategy in default_strategies(groups) if strategies is None else strategies:
+            _check(strategy)
             best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
             rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
         predictions: list[Prediction] = []
         for strategy, inside in rows:
             if progress is not None:
                 progress(len(predictions), len(rows))
-            distance = strategy.distance if isinstance(strategy, Chop) and strategy.distance < groups - 1 else None
+            # The first block reaches over all groups from here on, and later ones have fewer before them.
+            exact = not isinstance(strategy, Chop) or strategy.block + strategy.distance >= groups
+            distance = None if exact else strategy.plan().distance
             device, host = setting(inside).peaks(strategy, latent_frames)
             compute = relative_compute(strategy, groups)
             compute += 0 if inside in (None, "frame") else _once_more(strategy, groups)
@@ -148,13 +155,33 @@ def plan(
         return predictions
 
 
-def recommend(predictions: Sequence[Prediction], budget_bytes: int) -> Prediction | None:
-    """The cheapest exact strategy that fits the device; else the truncated one of largest distance; else None."""
-    fitting = [p for p in predictions if p.device_bytes <= budget_bytes]
+def recommend(
+    predictions: Sequence[Prediction], budget_bytes: int, host_budget_bytes: int | None = None
+) -> Prediction | None:
+    """The cheapest exact strategy that fits; else the truncated one of largest distance; else None.
+
+    Of equally cheap ones, the one that needs least on the device.
+
+    Args:
+        budget_bytes: device memory; ``MARGIN`` of it is left free, for what a prediction may be off.
+        host_budget_bytes: host memory; a prediction counts twice, because pinned blocks are rounded up to powers of
+            two. Default: any.
+    """
+    fitting = [p for p in predictions if p.device_bytes <= (1 - MARGIN) * budget_bytes]
+    if host_budget_bytes is not None:
+        fitting = [p for p in fitting if 2 * p.host_bytes <= host_budget_bytes]
     exact = [p for p in fitting if p.distance is None]
     if exact:
-        return min(exact, key=lambda p: (p.relative_compute, p.host_bytes))
+        return min(exact, key=lambda p: (round(p.relative_compute, 2), p.device_bytes, p.host_bytes))
     return max(fitting, key=lambda p: (p.distance or 0, -p.relative_compute), default=None)
+
+
+def _check(strategy: Strategy) -> None:
+    if isinstance(strategy, Sampled):
+        raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
+    settings = strategy.plan()
+    if settings.offload and not settings.recompute:
+        raise ValueError(f"Offloaded graphs cannot be predicted, got {strategy}: pass it without offload.")
 
 
 def relative_compute(strategy: Strategy, groups: int) -> float:

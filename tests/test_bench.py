@@ -1,17 +1,19 @@
 """The benchmark measures what it says, in a process of its own, and keeps what it has measured."""
 
 import itertools
+import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bench import test_time
-from bench.__main__ import Config, main
+from bench.__main__ import Config, in_parallel, main
 from bench.baselines import BASELINES, FirstLatents, IsolatedLatents, SavedOnCpu
 from bench.cases import ESTIMATES, Case, is_exact, label, measurable, plain
 from bench.error import Reference, compare, measure_errors
 from bench.estimates import seed_of_largest
-from bench.memory import in_fresh_process, keep, peak
+from bench.memory import finished, in_fresh_process, is_out_of_memory, keep, peak, same_code
 from bench.predict import predict
 from bench.report import report
 from bench.results import Results
@@ -21,7 +23,8 @@ from bench.targets import targets
 from bench.verdict import Verdict
 from chopgrad import Chop, Exact, Full, Sampled
 from chopgrad.memory import PeakMemory
-from suite.records import provenance, read_record, write_record
+from suite.records import ROOT, provenance, read_record, write_record
+from tests import elsewhere
 
 CASE = Case("cogvideox", 9, 16, 16, Chop(1))
 MADE_BY = provenance() | {"dirty": False}
@@ -191,6 +194,77 @@ def dies(case):
     os._exit(3)
 
 
+def forked(case):
+    return {"may_not_use_cuda": torch.cuda._is_in_bad_fork()}
+
+
+def test_a_process_that_measures_on_cuda_may_use_it():
+    """Importing diffusers asks for devices; a fork of a process that did so is refused by CUDA."""
+    assert in_fresh_process(forked, replace(CASE, device="cuda")) == {"may_not_use_cuda": False}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("of memory"), True),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),  # pinned host memory
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_want_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) == expected
+
+
+def test_one_case_that_fails_does_not_cost_the_others(capsys):
+    done = []
+
+    def work(item):
+        if item == 1:
+            raise RuntimeError("item 1: the reason")
+        done.append(item)
+
+    assert in_parallel(work, [0, 1, 2], 1, float("inf"), "memory") == ["memory: item 1: the reason"]
+    assert done == [0, 2]
+
+
+def test_a_commit_that_leaves_the_code_alone_undoes_nothing_on_a_gpu(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("bench.memory.same_code", lambda old, new: asked.append((old, new)) or new == "c" * 40)
+    path = tmp_path / "record.json"
+    for case, commit, expected in (
+        (CASE, "b" * 40, None), (CASE, "c" * 40, None),
+        (replace(CASE, device="cuda"), "b" * 40, None), (replace(CASE, device="cuda"), "c" * 40, {"x": 1}),
+    ):  # fmt: skip
+        write_record(path, case.settings(), {"x": 1}, MADE_BY | {"commit": "a" * 40})
+        assert finished(path, case, MADE_BY | {"commit": commit}) == expected
+    assert asked == [("a" * 40, "b" * 40), ("a" * 40, "c" * 40)]
+
+
+def test_same_code():
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    head, last = git("rev-parse", "HEAD"), git("log", "-1", "--format=%H", "--", "chopgrad")
+    if not last or not git("rev-parse", "--verify", f"{last}~1"):
+        pytest.skip("needs the project's history")
+    assert same_code(head, head)
+    assert not same_code(f"{last}~1", head)
+    assert not same_code(None, head) and not same_code(head, None)
+
+
+def test_gradient_errors_mix_no_devices():
+    """On the stand-in for a GPU: losses on a baseline's own pixels, and estimates."""
+    with elsewhere.strict():
+        subject = Subject(Case("wan2.1", 9, 16, 16, Full(), device=elsewhere.DEVICE))
+        reference = Reference(subject)
+        for method in (FirstLatents(), Sampled(1)):
+            assert compare(subject, method, reference)["relative_error"] is not None
+
+
 def test_what_goes_wrong_in_the_process_is_told():
     assert in_fresh_process(runs_out, CASE) == {"out_of_memory": True}
     with pytest.raises(RuntimeError, match=r"cogvideox-9f.*KeyError: 'reason'"):
@@ -294,6 +368,8 @@ def test_times_are_judged_and_a_cpu_decides_nothing_about_offloading(tmp_path):
     assert "without transfers, Exact(): 1.30" in by_start["Exact(offload) <= 1.40 of the time of Full()"].numbers
     look_ahead = by_start["Chop(1, block=8) takes less time than the paper's Chop(1)"]
     assert look_ahead[1:] == ("reached", "1.05 [0.95, 1.15] against 1.40 [1.30, 1.50]", "measured")
+    pieces = next(v for t, v in found.items() if t.startswith("Exact(offload, pieces) <= 1.75"))
+    assert pieces.verdict == "NOT reached" and pieces.kind == "stand-in"  # transfers only add to it
     on_gpu = [Case("full:wan2.1", 17, 256, 448, m, dtype="bfloat16", device="cuda") for m in methods]
     for case, mean in zip(on_gpu, (1.0, 1.3, 1.9, 1.5, 1.4, 1.05), strict=True):
         write(tmp_path, "time", case, time(mean))
@@ -309,8 +385,13 @@ def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
     assert verdicts(tmp_path, chosen)[name][1] == "not measured here"
     settings = {"vae": "wan2.1", "frames": 97, "height": 720, "width": 1280}
     rows = [
-        {"strategy": label(m), "device_bytes": g * 2**30, "distance": 1 if m == Chop(1) else None}
-        for m, g in zip(methods, (985, 100, 13), strict=True)
+        {
+            "strategy": label(m),
+            "device_bytes": g * 2**30,
+            "relative_compute": c,
+            "distance": 1 if m == Chop(1) else None,
+        }
+        for m, g, c in zip(methods, (985, 100, 13), (1.0, 1.67, 1.67), strict=True)
     ]
     write_record(tmp_path / "predicted" / "a.json", settings, {"predictions": rows}, MADE_BY)
     found = verdicts(tmp_path, chosen, tmp_path / "predicted")[name]

@@ -66,6 +66,20 @@ def test_points_tell_measurements_from_predictions(measured):
     assert found[Exact()].error is None
 
 
+def test_where_full_does_not_fit_times_are_ratios_to_what_does(tmp_path):
+    cases = [Case("wan2.1", 17, 40, 40, m) for m in (Full(), Exact(), Chop(1))]
+    for k, case in enumerate(cases):
+        memory = {"out_of_memory": case == cases[0], "peak_bytes": k, "weights_bytes": 0, "latents_bytes": 0}
+        write_record(tmp_path / "memory" / f"{case.name}.json", case.settings(), memory, MADE_BY)
+        ratio = {"ratio_to_reference": [1 + k / 10, 1.0, 2.0], "reference": "Exact()", "seconds_median": 1.0}
+        time = {"out_of_memory": True} if case == cases[0] else {"out_of_memory": False} | ratio
+        write_record(tmp_path / "time" / f"{case.name}.json", case.settings(), time, MADE_BY)
+    results = Results(tmp_path, cases)
+    assert results.reference(cases[0]) == "Exact()"
+    assert results.time(cases[2]) is None
+    assert {p.method: p.time for p in points(results, cases[0])} == {Exact(): 1.1, Chop(1): 1.2}
+
+
 @pytest.mark.parametrize("draw", [frontier, curves])
 def test_figures(measured, tmp_path, draw):
     folder, cases = measured

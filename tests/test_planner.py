@@ -136,6 +136,33 @@ def test_recommendation(budget, expected):
     assert recommend(choices, budget) == (None if expected is None else choices[expected])
 
 
+def test_recommendation_of_equals_and_with_little_host_memory():
+    large, small = prediction(15, 1.67, None), prediction(10, 1.67, None)
+    host, truncated = Prediction(Full(), 10, 40, 1.32, None), prediction(9, 1.0, 1)
+    assert recommend([large, small], 20) is small
+    assert recommend([large], 15) is None  # a prediction may be off
+    assert recommend([small, host], 20) is host
+    assert recommend([small, host], 20, 80) is host
+    assert recommend([small, host], 20, 79) is small  # pinned memory may take twice as much
+    assert recommend([truncated, host], 20, 79) is truncated
+
+
+@pytest.mark.parametrize(
+    ("strategy", "distance"), [(Chop(1, block=4), None), (Chop(0, block=5), None), (Chop(1, block=3), 1), (Chop(3), 3)]
+)
+def test_a_window_over_all_groups_is_exact(folders, strategy, distance):
+    decoder = chopgrad.decoder_for(build("wan2.1"))
+    z = torch.randn(1, 4, 5, 2, 2, dtype=torch.float64, requires_grad=True)
+    video = torch.zeros_like(decoder.decode(z).detach())
+    wanted, got = (
+        torch.autograd.grad(chopgrad.frame_loss(decoder, z, video, F.mse_loss, s), z)[0] for s in (Full(), strategy)
+    )
+    same = (got - wanted).norm() < 1e-12 * wanted.norm()
+    (found,) = plan(str(folders / "wan2.1"), *video.shape[2:], strategies=[strategy], checkpoint=None)
+    assert found.distance == distance
+    assert same == (distance is None)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -144,6 +171,7 @@ def test_recommendation(budget, expected):
         ({"--size": "5x8"}, "Height and width must be multiples of 2, got 5x8"),
         ({"--size": "big"}, "--size must be HEIGHTxWIDTH in pixels, such as 720x1280; got 'big'"),
         ({"--budget": "24"}, "--budget must be a number with a unit, such as 24GiB; got '24'"),
+        ({"--host-budget": "x"}, "--host-budget must be a number with a unit, such as 24GiB; got 'x'"),
         (
             {"--vae": "nowhere"},
             "No config was found for 'nowhere': pass wan2.1, wan2.2, qwen-image, cogvideox, a folder",
@@ -177,11 +205,14 @@ def test_the_command_line(folders, capsys):
     text = capsys.readouterr().out
     assert "| Chop(distance=1)" in text
     assert "For 1GiB: Full(), 0.0 GiB." in text
+    assert "up to twice the column" in text
     assert "Left out: cuDNN workspaces" in text
     assert main([*arguments, "--json", "--trainable-decoder", "--budget", "1KiB"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["predictions"]) == sum(1 + s.plan().pieces for s in default_strategies(2))
     assert found["recommended"] is None
+    assert main([*arguments, "--budget", "1KiB", "--host-budget", "1KiB"]) == 0
+    assert "Nothing fits 1KiB and 1KiB on the host; the least on the device is" in capsys.readouterr().out
     assert all(row["device_bytes"] > 0 for row in found["predictions"])
 
 

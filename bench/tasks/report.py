@@ -195,13 +195,13 @@ def table(results: TaskResults) -> str:
         fvds = list(results.fvds(arm).values())
         rows.append([*cells, f"{np.mean(fvds):.0f}" if fvds else "n/a"])
     lines += ["## Scores", "", markdown_table(header, rows), "", _noise(results), ""]
-    rows, fvds = [], {arm: results.fvd_difference(arm) for arm in results.arms}
+    rows, of_sets = [], {arm: results.fvd_difference(arm) for arm in results.arms}
     for arm in results.arms:
         if arm != "latent":
             cells = [MEANING[arm], *(_marked(name, results.difference(arm, name)) for name in METRICS)]
-            fvd = fvds[arm]
+            fvd = of_sets[arm]
             rows.append([*cells, "n/a" if fvd is None else with_interval(fvd, 0)])
-    if not any(fvds.values()):  # of one seed there is no difference to show
+    if not any(of_sets.values()):  # of one seed there is no difference to show
         header, rows = header[:-1], [row[:-1] for row in rows]
     lines += ["## Difference to latent-only", "", markdown_table(header, rows), ""]
     if results.cost:
