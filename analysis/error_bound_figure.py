@@ -41,8 +41,8 @@ def figure(records: list[Record], path: Path) -> None:
             left.plot(d, np.exp(np.log(np.maximum(ys, 1e-12)).mean(0)), "o-", markersize=3.5, label=label)
         left.set_yscale("log")
         left.set_xlabel("truncation distance $D$ (frame groups)")
-        left.set_ylabel(f"relative to $\\|g_1\\|$, {record.settings['losses'][0].upper()}")
-        left.set_title(f"{record.settings['vae']}: error of $g_1$ and its bounds")
+        left.set_ylabel(f"relative to $\\|g_{{j=1}}\\|$, {record.settings['losses'][0].upper()}")
+        left.set_title(f"{record.settings['vae']}: error of $g_j$ of group $j = 1$ and its bounds")
         rows = summary["distance_by_tolerance"]
         for k, rule in enumerate(("truly enough", *RULES) if rows else ()):
             mean, low, high = np.array([r[rule] for r in rows]).T

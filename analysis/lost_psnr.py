@@ -100,12 +100,13 @@ def report(out: Path, tasks: Sequence[str], full: bool) -> str:
     mse = of_variants(out, tasks)
     # Small settings have no records of the end tasks to stand beside.
     lpips = {r.task: r for r in results_of(ROOT / "results" / "tasks")} if full else {}
-    command = "python analysis/lost_psnr.py" + (" --full" if full else "")
+    command = next(r.by_arm["latent"][0].provenance["command"] for r in mse.values())
+    seeds = [max((len(r.by_arm["latent"]) for r in found.values()), default=0) for found in (mse, lpips)]
     return "\n".join([
         "# Why is PSNR lost?", "", f"Command: `{command}`", "",
         "Artifact removal and inpainting with MSE on the pixels in place of the paper's LPIPS; all else as in the",
         "[end tasks](../tasks/README.md). Mean and 95 % interval, paired by seed and clip;",
-        f"seeds with MSE: {max(len(r.by_arm['latent']) for r in mse.values())}.", "",
+        f"seeds with MSE: {seeds[0]}, with LPIPS: {seeds[1]}.", "",
         table(mse, lpips), "", *(f"- {verdict(t, r, lpips.get(t))}" for t, r in mse.items()), "",
     ])  # fmt: skip
 

@@ -299,7 +299,10 @@ def figure(
                 axis.set_xlabel(f"{head(metric)} minus latent-only ({arrow})", fontsize=8)
             if column == 0:
                 axis.set_ylabel(results.task, fontsize=9)
-    figure.suptitle("Pixel losses against latent-only training: paired differences, 95 % intervals", fontsize=10)
+    figure.suptitle(
+        "Pixel losses against latent-only training: paired differences, 95 % intervals\n"
+        "green: better, red: worse, grey: no difference beyond the interval", fontsize=10,
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
