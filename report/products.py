@@ -37,8 +37,8 @@ PRODUCTS = (
         ("theory/backbone_gradient*.png",), ("theory/backbone_gradient*.json",), "`tox -e theory -- --full`",
     ),
     Product(
-        "Fig. 5", "How wrong is a truncated gradient at the decoder input? `*-driving`: two driving clips; `*-bench`: "
-        "two crops, by `tox -e bench`",
+        "Fig. 5", "How wrong is a truncated gradient at the decoder input? `*-driving`: two driving clips "
+        "(`tox -e bench` adds `*-bench`, two crops; not committed)",
         ("gradient_bias/*.png", "gradient_bias/*.md"), ("gradient_bias/*.json",),
         "`python analysis/gradient_bias.py` (`*-driving`: `--clips DIR --frames 33`)",
     ),
