@@ -180,7 +180,9 @@ def test_the_planner_takes_a_part_of_a_pipeline(tmp_path, capsys):
 
 def documented():
     """The commands of the page that run an analysis, as words."""
-    text = (ROOT / "docs" / "real-models.md").read_text().replace("\\\n", " ").replace("$VAE", "owner/Wan2.1-Diffusers")
+    text = (
+        (ROOT / "docs" / "real-models.md").read_text().replace("\\\n", " ").replace("$MODEL", "owner/Wan2.1-Diffusers")
+    )
     return [shlex.split(line, comments=True) for line in re.findall(r"^python analysis/.*$", text, re.MULTILINE)]
 
 

@@ -1,5 +1,6 @@
 """The index of the results, and the marks of what the code behind them has become."""
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -182,6 +183,10 @@ def test_a_product_without_records_is_named_as_missing(tmp_path):
 
 def test_check_and_why(tmp_path, capsys):
     shutil.copytree(RESULTS / "reconstruction", tmp_path / "reconstruction")
+    path = tmp_path / "reconstruction" / "cogvideox.json"
+    record = json.loads(path.read_text())
+    record["provenance"]["dirty"] = True
+    path.write_text(json.dumps(record))
     with pytest.raises(
         ValueError, match=r"README\.md is not what the records say: run python -m report\.results_index"
     ):
