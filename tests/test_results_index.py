@@ -198,7 +198,7 @@ def test_check_and_why(tmp_path, capsys):
         results_index.main(Config(check=True, results=tmp_path))
     capsys.readouterr()
     results_index.main(Config(why=True, results=tmp_path))
-    word = "made by uncommitted code: chopgrad/" if History().known else "unknown: no file"
+    word = "made by uncommitted code: " if History().known else "unknown: no file"
     assert f"reconstruction/*.json: {1 if History().known else 2} {word}" in capsys.readouterr().out
     assert len(reasons(rows(tmp_path, History()))) >= 1
     with pytest.raises(NotADirectoryError, match="'none' is not a folder"):
