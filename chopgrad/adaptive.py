@@ -170,9 +170,11 @@ class Adaptive:
         return self.at(self.distance(len(groups)))
 
     def learn(self, gradient: Tensor, groups: list[FrameGroup], scale: float) -> None:
-        """Take note of the gradient, times ``scale``, that this call computed."""
+        """Take note of the gradient, times ``scale``, that this call computed; not of one that is not finite."""
         norms = group_norms(gradient, groups, scale)
-        self.decay.gradient.add(sum(x**2 for x in norms) / len(norms))
+        square = sum(x**2 for x in norms) / len(norms)
+        if math.isfinite(square):
+            self.decay.gradient.add(square)
 
 
 def group_norms(gradient: Tensor, groups: list[FrameGroup], scale: float) -> list[float]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from math import ceil, isqrt
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
-from chopgrad.memory import available_bytes
+from chopgrad.memory import affordable_every
 from chopgrad.offload import Waiting, WaitingRoom, saved_on_host
 from chopgrad.strategies import Plan
 
@@ -46,6 +45,18 @@ class Graph:
     outputs: Features
     carry_out: list[Any]
     spec: TreeSpec
+
+
+@dataclass
+class Kept:
+    """What waits for a backward pass, by frame group."""
+
+    carries: dict[int, Carry]
+    """``carries[i]`` enters group i; kept for recomputation."""
+    graphs: dict[int, Graph] = field(default_factory=dict)
+    """Of whole groups."""
+    inputs: dict[int, list[Features]] = field(default_factory=dict)
+    """What enters each stage of the group that is swept first."""
 
 
 @dataclass
@@ -116,19 +127,18 @@ class Sweep:
             latents=torch.zeros_like(self.latents) if self.latents_need_grad else None,
             parameters=[torch.zeros_like(p) for p in self.parameters],
         )
-        graphs: dict[int, Graph] = {}  # of whole groups, kept for a later backward pass
-        carries: dict[int, Carry] = {0: self._initial_carry()}  # carries[i] enters group i; kept for recomputation
+        kept = Kept({0: self._initial_carry()})
         for a in range(self.first, count, self.block):
             b = min(a + self.block, count)
             end = min(b + self.plan.distance, count)
             start = max((i for i in self.scored if a <= i < end), default=None)  # the sweep begins at the last loss
             for i in range(len(result.losses), end):
-                # When recomputing, the group that is swept first is swept at once, so its graph is built right away.
-                keep_graph = self._in_reach(i) if not self.plan.recompute else i == start == end - 1 and self._whole
-                result.losses.append(self._advance(i, a, keep_graph, graphs, carries))
+                # When recomputing, the group that is swept first is swept at once, so that it need not run again.
+                swept = self._in_reach(i) if not self.plan.recompute else i == start == end - 1
+                result.losses.append(self._advance(i, a, swept, kept))
             self.room.clear()
             if start is not None:
-                self._reverse(a, b, start, graphs, carries, result)
+                self._reverse(a, b, start, kept, result)
         return result
 
     @property
@@ -142,34 +152,39 @@ class Sweep:
         last = self.first + ((i - self.first) // self.block + 1) * self.block - 1 + self.plan.distance
         return any(i <= j <= last for j in self.scored)
 
-    def _advance(self, i: int, a: int, keep_graph: bool, graphs: dict[int, Graph], carries: dict[int, Carry]) -> Tensor:
-        """Run group i, leave its outgoing carry (and its graph) for later, and return its loss."""
+    def _advance(self, i: int, a: int, swept: bool, kept: Kept) -> Tensor:
+        """Run group i, leave its outgoing carry for later, and return its loss.
+
+        What a group that will be ``swept`` without running again needs is left too: its graph, or its stages' inputs.
+        """
+        carries = kept.carries
         if i == 2 and self.plan.every is None:
             self.every = self._affordable_every(carries[i])  # the first carry of full size
         # A state that is not kept is rebuilt from the last one that is, so only this group needed it.
-        kept = self.plan.recompute and self._in_reach(i) and (i == min(carries) or (i - a) % self.every == 0)
-        carry_in = carries[i] if kept else carries.pop(i)
-        if keep_graph:
+        keep = self.plan.recompute and self._in_reach(i) and (i == min(carries) or (i - a) % self.every == 0)
+        carry_in = carries[i] if keep else carries.pop(i)
+        if swept and self._whole:
             (stage,) = self._stages(i)
             state = self.room.get(carry_in[0])
-            graphs[i] = graph = self._graph(stage, (self._latent(i),), state, self.latents_need_grad)
+            kept.graphs[i] = graph = self._graph(stage, (self._latent(i),), state, self.latents_need_grad)
             loss = graph.outputs[0].detach()
             carry = [self.room.put(tree_unflatten([_detached(x) for x in graph.carry_out], graph.spec))]
         else:
-            loss, carry = self._forward(i, carry_in)
+            inputs: list[Features] = []
+            loss, carry = self._forward(i, carry_in, inputs if swept else None)
+            if swept:
+                kept.inputs[i] = inputs
         if i + 1 < len(self.groups):
             carries[i + 1] = carry
         return loss
 
-    def _reverse(
-        self, a: int, b: int, start: int, graphs: dict[int, Graph], carries: dict[int, Carry], result: Gradients
-    ) -> None:
-        room = self.room
+    def _reverse(self, a: int, b: int, start: int, kept: Kept, result: Gradients) -> None:
+        room, graphs, carries = self.room, kept.graphs, kept.carries
         adjoint: Adjoint | None = None
         for i in range(start, a - 1, -1):
             in_block, cut = i < b, i == a
             carry: Carry = [None] if i in graphs else self._carry(i, carries)
-            inputs = self._stage_inputs(i, carry)
+            inputs = kept.inputs.pop(i, None) or self._stage_inputs(i, carry)
             if self._whole and not cut:
                 room.fetch(carries.get(i - 1))
             stages = self._stages(i)
@@ -208,18 +223,11 @@ class Sweep:
         return carries[i]
 
     def _affordable_every(self, carry: Carry) -> int:
-        """The smallest number of groups between kept states with which they take half the memory that is there."""
         if self.latents.is_meta:  # memory is being predicted, for another machine
             return 1
-        there = available_bytes("cpu" if self.room.enabled else self.latents.device)
         tensors = [x.host if isinstance(x, Waiting) else x for x in tree_leaves(carry)]
         size = sum(x.nbytes for x in tensors if isinstance(x, Tensor))
-        count = len(self.groups)
-        if there is None or size == 0:
-            return 1
-        sparsest = max(1, isqrt(count))
-        kept = {k: count if k == 1 else ceil(count / k) + k for k in range(1, sparsest + 1)}
-        return next((k for k, n in kept.items() if n * size <= there / 2), sparsest)
+        return affordable_every(len(self.groups), size, "cpu" if self.room.enabled else self.latents.device)
 
     def _stages(self, i: int) -> list[Stage]:
         """What group i runs: everything at once, or the decoder's pieces and then the loss."""
@@ -246,33 +254,43 @@ class Sweep:
     def _seed(self, i: int) -> Tensor | None:
         return torch.tensor(self.seeds[i], dtype=torch.float64) if self.seeds[i] else None
 
-    def _forward(self, i: int, carry: Carry) -> tuple[Tensor, Carry]:
+    def _forward(
+        self, i: int, carry: Carry, inputs: list[Features] | None = None, with_loss: bool = True
+    ) -> tuple[Tensor, Carry]:
+        """Run group i without graphs: its loss, and the carry that enters the next group.
+
+        Args:
+            inputs: is given the features that enter each stage; of a single stage, its latent. They wait where the
+                state waits.
+            with_loss: False: stop before the last stage, and pass on no carry.
+        """
         features: Features = (self._latent(i),)
-        last = i + 1 == len(self.groups)  # nobody reads what leaves it
+        if inputs is not None:
+            inputs.append(features)
+        stages = self._stages(i)
+        onward = with_loss and i + 1 < len(self.groups)
         after: Carry = []
         with torch.no_grad():
-            for k, stage in enumerate(self._stages(i)):
-                state = self.room.get(carry[k])
+            for k, stage in enumerate(stages if with_loss else stages[:-1]):
+                entering, state = features, self.room.get(carry[k])
                 self.room.fetch(carry[k + 1 : k + 2])
-                features, new = stage(features, state)
-                after.append(None if last else self.room.put(new))
-                del state, new
+                features, new = stage(entering, state)
+                after.append(self.room.put(new) if onward else None)
+                if inputs is not None and k + 1 < len(stages):
+                    inputs.append(self._waiting(features, dict(zip(map(id, entering), inputs[-1], strict=True))))
+                del entering, state, new
         return features[0], after
 
     def _stage_inputs(self, i: int, carry: Carry) -> list[Features]:
-        """The features that enter each stage; of a single stage, its latent. They wait where the state waits."""
-        features: Features = (self._latent(i),)
-        inputs = [features]
-        with torch.no_grad():
-            for k, stage in enumerate(self._stages(i)[:-1]):
-                waiting = {id(x): y for x, y in zip(features, inputs[-1], strict=True)}
-                state = self.room.get(carry[k])
-                self.room.fetch(carry[k + 1 : k + 2])
-                features, _ = stage(features, state)
-                new = [x for x in features if id(x) not in waiting]  # the others are passed on, and wait already
-                waiting |= {id(x): y for x, y in zip(new, self.room.put(new), strict=True)}
-                inputs.append(tuple(waiting[id(x)] for x in features))
+        inputs: list[Features] = []
+        self._forward(i, carry, inputs, with_loss=False)
         return inputs
+
+    def _waiting(self, features: Features, waiting: dict[int, Any]) -> Features:
+        """Features on their way to where they wait; a stage may have passed on some that wait already."""
+        new = [x for x in features if id(x) not in waiting]
+        waiting |= dict(zip(map(id, new), self.room.put(new), strict=True))
+        return tuple(waiting[id(x)] for x in features)
 
     def _graph(self, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
         """Run a stage on detached leaves, with a graph of its own that ends at them."""

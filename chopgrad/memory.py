@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator
+from math import ceil, isqrt
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,6 +73,9 @@ class PeakMemory:
 def available_bytes(device: torch.device | str) -> int | None:
     """Memory that is free now: of the CUDA device, or of the host (less where a control group allows less).
 
+    What PyTorch keeps for itself, on the device or pinned on the host, is free for the next allocation. So is a control
+    group's page cache that was not used lately.
+
     None where it is not known: for ``meta``, and on systems without ``/proc/meminfo``.
     """
     device = torch.device(device)
@@ -86,10 +91,41 @@ def available_bytes(device: torch.device | str) -> int | None:
         return None
     try:
         group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free, max(0, int(limit) - int(used)))
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))
     except (OSError, ValueError):  # no control group, or one without a limit ("max")
-        return free
+        pass
+    return free + _kept_pinned_bytes()
+
+
+def _kept_pinned_bytes() -> int:
+    """Pinned host memory that nobody uses, but that PyTorch does not give back."""
+    if not torch.cuda.is_initialized():  # asking would initialise it
+        return 0
+    stats = torch.cuda.host_memory_stats()
+    return stats["allocated_bytes.current"] - stats["active_bytes.current"]
+
+
+def affordable_every(groups: int, state_bytes: int, device: torch.device | str) -> int:
+    """The smallest ``every`` of ``Exact`` with which its states take at most half the memory that is free now.
+
+    On the host, whose memory the processes of one machine share, it is half of a process's share of it; how many there
+    are is read from ``LOCAL_WORLD_SIZE``, as torchrun sets it.
+
+    Args:
+        groups: frame groups of the video, and so states.
+        state_bytes: size of one.
+        device: where they are kept.
+    """
+    there = available_bytes(device)
+    if there is None or state_bytes == 0:
+        return 1
+    if torch.device(device).type == "cpu":
+        there //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    sparsest = max(1, isqrt(groups))  # beyond it there are more states to rebuild at one time than are saved
+    kept = {k: groups if k == 1 else ceil(groups / k) + k for k in range(1, sparsest + 1)}
+    return next((k for k, n in kept.items() if n * state_bytes <= there / 2), sparsest)
 
 
 class LiveStorages(TorchDispatchMode):

@@ -134,9 +134,14 @@ def _host_buffer(like: Tensor) -> Tensor:
 
 def saved_on_host(room: WaitingRoom, weights: Iterable[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
     """Let the activations that a graph saves wait on the host; ``weights`` stay where they are."""
-    stay = {p.untyped_storage().data_ptr() for p in weights}
+    stay = {_storage(p) for p in weights}
 
     def pack(x: Tensor) -> Any:
-        return x if x.untyped_storage().data_ptr() in stay else room.put(x)
+        return x if _storage(x) in stay else room.put(x)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, room.get)
+
+
+def _storage(x: Tensor) -> int:
+    # Known for tensors without data too, unlike their address, so that the planner can follow this.
+    return x.untyped_storage()._cdata

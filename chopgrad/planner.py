@@ -112,8 +112,8 @@ def plan(
         progress: called with the number of predictions made and that of all, before each and at the end.
 
     Raises:
-        ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits. A strategy
-            that cannot be predicted: ``Sampled``, or a ``Chop`` that offloads graphs.
+        ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits. ``Sampled``,
+            whose cost depends on its draw.
 
     Cost: a second or less per strategy. Memory is linear in the number of groups once a strategy's window is full, so a
     few groups are followed and the rest is that line; with ``every`` the states kept at one time are counted.
@@ -136,7 +136,8 @@ def plan(
 
         rows: list[tuple[Strategy, Checkpoint]] = []
         for strategy in default_strategies(groups) if strategies is None else strategies:
-            _check(strategy)
+            if isinstance(strategy, Sampled):
+                raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
             best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
             rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
         predictions: list[Prediction] = []
@@ -176,14 +177,6 @@ def recommend(
     return max(fitting, key=lambda p: (p.distance or 0, -p.relative_compute), default=None)
 
 
-def _check(strategy: Strategy) -> None:
-    if isinstance(strategy, Sampled):
-        raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
-    settings = strategy.plan()
-    if settings.offload and not settings.recompute:
-        raise ValueError(f"Offloaded graphs cannot be predicted, got {strategy}: pass it without offload.")
-
-
 def relative_compute(strategy: Strategy, groups: int) -> float:
     """(forwards + 2 backwards) / 3 per group, by the table in ``chopgrad.strategies``."""
     settings = strategy.plan()
@@ -191,9 +184,9 @@ def relative_compute(strategy: Strategy, groups: int) -> float:
     visits = 1 + min(settings.distance, groups - 1) / block  # reverse visits of a group
     forwards = 1.0
     if settings.recompute:
-        # A visit rebuilds the graph; by pieces it first runs forward to have their inputs. Without pieces the last
-        # group of a window is visited at once, so its first graph costs nothing.
-        forwards += 2 * visits if settings.pieces else visits - 1 / block
+        # A visit rebuilds the graph; by pieces it first runs forward to have their inputs. The last group of a window
+        # is visited at once, which saves one of its passes.
+        forwards += (2 if settings.pieces else 1) * visits - 1 / block
         forwards += 1 - 1 / (settings.every or 1)
     return (forwards + 2 * visits) / 3
 

@@ -78,6 +78,24 @@ def test_the_error_stays_within_the_tolerance_and_the_distance_is_not_wasted(rho
     assert enough <= chosen <= enough + math.ceil(math.log(10) / -math.log(rho))  # tight to a factor of ten in error
 
 
+def finite_without_gradient(frames, target):
+    return F.mse_loss(frames, target) + (0 * frames.sum()).sqrt()
+
+
+def test_a_gradient_that_is_not_finite_is_forgotten():
+    decoder = LinearDecoder(0.6)
+    z, target = torch.randn(1, 4, 12, 1, 1).double(), torch.randn(1, 3, 12, 1, 1).double()
+    strategy, undisturbed = Adaptive(0.01, probe_every=1), Adaptive(0.01, probe_every=1)
+    gradient(decoder, z, target, undisturbed)
+    gradient(decoder, z, target, strategy)
+    leaf = z.clone().requires_grad_()
+    chopgrad.frame_loss(decoder, leaf, target, finite_without_gradient, strategy).backward()
+    assert leaf.grad.isnan().any()
+    assert strategy.decay.norms == undisturbed.decay.norms
+    assert strategy.decay.gradient.value == undisturbed.decay.gradient.value
+    assert strategy.distance(12) == undisturbed.distance(12)
+
+
 def test_the_limit_and_short_videos():
     decoder = LinearDecoder(0.99)
     z, target = torch.randn(1, 4, 10, 1, 1).double(), torch.randn(1, 3, 10, 1, 1).double()

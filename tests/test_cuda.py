@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import chopgrad
 from chopgrad import Chop, Exact, Full
-from chopgrad.memory import PeakMemory
+from chopgrad.memory import PeakMemory, available_bytes
 from tests.brute_force import relative_error
 from tests.models import VAES, build, latents_for
 
@@ -85,6 +85,20 @@ def test_an_error_in_the_loss_leaves_no_copy_under_way():
             chopgrad.frame_loss(decoder, z, target, fails, Exact(offload=True, pieces=True))
         x = torch.full((2**22,), 7.0, device="cuda")  # takes the memory that was given back
         assert (x == 7).all()
+
+
+def test_what_a_call_leaves_in_the_pinned_cache_is_free_for_the_next():
+    vae = build("wan2.1", torch.float32).cuda()
+    decoder, z = chopgrad.decoder_for(vae), latents_for(vae, 8, size=32).cuda().requires_grad_()
+    target = torch.zeros_like(decoder.decode(z.detach()))
+    free = []
+    for _ in range(3):
+        chopgrad.frame_loss(decoder, z, target, F.mse_loss, Exact(offload=True)).backward()
+        torch.cuda.synchronize()
+        free.append(available_bytes("cpu"))
+    stats = torch.cuda.host_memory_stats()
+    assert stats["allocated_bytes.current"] > stats["active_bytes.current"]
+    assert free[2] > free[0] - 2**28  # other processes come and go
 
 
 def test_peak_memory_is_that_of_the_allocator():

@@ -73,6 +73,8 @@ EVERY_KIND = [
     Exact(offload=True, pieces=True, every=3),
     Chop(1),
     Chop(1, block=3, recompute=True),
+    Chop(1, offload=True),
+    Chop(1, block=2, offload=True),
 ]
 
 
@@ -108,21 +110,40 @@ def test_offloading_moves_states_to_the_host(folders, name):
     assert rebuilt.device_bytes == pytest.approx(offloaded.device_bytes, rel=0.02)
 
 
-def test_compute_counts_the_passes_of_the_engine():
-    """Against the number of steps that a long video really takes."""
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_offloading_moves_graphs_to_the_host(folders, name):
+    strategies = [Chop(1), Chop(1, offload=True), Chop(3, offload=True)]
+    size = {"wan2.1": 4, "cogvideox": 8}[name]
+    frames = chopgrad.decoder_for(build(name)).frame_count(16)
+    vae = str(folders / name)
+    for trainable in (False, True):
+        rows = plan(vae, frames, size, size, dtype=torch.float32, strategies=strategies, trainable_decoder=trainable)
+        kept, two, four = rows
+        assert two.device_bytes < 0.6 * kept.device_bytes
+        assert two.host_bytes > kept.device_bytes - two.device_bytes
+        assert four.host_bytes == pytest.approx(2 * two.host_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [Full(), Exact(), Exact(every=5), Chop(0), Chop(2), Chop(2, 4), Chop(1, 4, recompute=True)]
+    + [Exact(pieces=True), Exact(pieces=True, every=5)]
+    + [Chop(d, w, recompute=True, pieces=True) for d in (0, 1, 3) for w in (1, 4)],
+    ids=str,
+)
+def test_compute_counts_the_passes_of_the_engine(strategy):
+    """Against the number of times that a long video's groups are really run through the first piece."""
     decoder = chopgrad.decoder_for(build("wan2.1", torch.float32))
     z = torch.zeros(1, 4, 40, 1, 1, requires_grad=True)
-    step, calls = decoder.step, []
-    decoder.step = lambda *args: calls.append(1) or step(*args)
-    for strategy in (Full(), Exact(), Exact(every=5), Chop(0), Chop(2), Chop(2, 4), Chop(1, 4, recompute=True)):
-        calls.clear()
-        chopgrad.frame_loss(
-            decoder, z, lambda frames: torch.zeros(1, 3, frames.stop - frames.start, 2, 2), F.mse_loss, strategy
-        )
-        block = strategy.plan().block or 40
-        backwards = 1 + strategy.plan().distance / block
-        forwards = 3 * relative_compute(strategy, 40) - 2 * backwards
-        assert len(calls) / 40 == pytest.approx(forwards, rel=0.05), strategy
+    (first, *rest), calls = decoder.pieces(), []
+    decoder.pieces = lambda: [lambda *args: calls.append(1) or first(*args), *rest]
+    chopgrad.frame_loss(
+        decoder, z, lambda frames: torch.zeros(1, 3, frames.stop - frames.start, 2, 2), F.mse_loss, strategy
+    )
+    block = strategy.plan().block or 40
+    backwards = 1 + strategy.plan().distance / block
+    forwards = 3 * relative_compute(strategy, 40) - 2 * backwards
+    assert len(calls) / 40 == pytest.approx(forwards, rel=0.05)
 
 
 def prediction(device, compute, distance):

@@ -24,6 +24,20 @@ def test_a_variant_is_compared_with_the_plain_decoder(name):
     assert 0 < low <= mean <= high
 
 
+def test_a_compiled_step_is_compiled_before_it_is_timed(monkeypatch):
+    subject = Subject(CASE)
+    calls = []
+
+    def compile(step, dynamic):
+        return lambda *args: calls.append(len(calls)) or step(*args)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("bench.variants.seconds", lambda subject, strategy: calls.append("timed") or 1.0)
+    found = measure(subject, VARIANTS["compiled step"](subject.decoder.vae), Chop(1), rounds=2)
+    assert calls[0] == 0 and calls[-4:] == ["timed"] * 4
+    assert found["memory_ratio"] is None  # nothing sees inside compiled code on a CPU
+
+
 def test_another_gradient_is_not_timed():
     subject = Subject(CASE)
     other = VARIANTS["channels last"](subject.decoder.vae)
