@@ -72,14 +72,17 @@ def test_a_selection_is_passed_on_and_narrows_the_cases():
 
 @pytest.mark.parametrize("method", [Chop(0), Exact(offload=True, pieces=True), FirstLatents()], ids=label)
 def test_cases_of_the_full_sweep_run(method):
-    """The full-size architecture on a CPU, at a size that nobody would measure."""
+    """The full-size architecture on a CPU, at a size that nobody would measure.
+
+    In float32: some CPUs take many times as long for bfloat16.
+    """
     (case,) = [
         c
         for c in cases(Selection(True, "cpu", vaes=("wan2.1",), sizes=("16x16",), frames=(5,), losses=("mse",)))
         if c.strategy == method
     ]
-    metrics = peak(case)
-    assert metrics["weights_bytes"] > 1e8  # 73 million parameters in bfloat16
+    metrics = peak(replace(case, dtype="float32"))
+    assert metrics["weights_bytes"] > 2e8  # 73 million parameters
     assert metrics["gradient_norm"] > 0
 
 
