@@ -27,7 +27,7 @@ from suite.pairwise import truncated
 
 def errors_over_draws(method: Sampled, pairs: Tensor) -> dict[str, float]:
     """The measures above; pairs [i, j, ...] of dL_i/dz_j."""
-    pairs = pairs.cpu()  # where the masks of ``truncated`` are
+    pairs = pairs.cpu()  # T masked copies of all pairs, and sums that round alike on every card
     count = len(pairs)
     single = torch.eye(count).tolist()
     terms = torch.stack([truncated(pairs, *window(method, count), weights) for weights in single])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,6 +18,7 @@ from bench.estimates import seed_of_largest
 from bench.subject import Subject
 from chopgrad import Sampled
 from chopgrad.memory import PeakMemory
+from suite.history import changed
 from suite.records import ROOT, read_record, write_record
 
 # The server imports everything once, and each case runs in a fresh fork of it. Not on CUDA: importing diffusers asks
@@ -71,11 +71,10 @@ def finished(path: Path, case: Case, made_by: dict[str, Any]) -> dict[str, Any] 
 
 @lru_cache
 def same_code(old: str | None, new: str | None) -> bool:
-    """Whether nothing that is measured, or measures, differs between two commits."""
+    """Whether nothing that is measured, or measures, differs between two commits in more than words."""
     if old is None or new is None:
         return False
-    command = ["git", "diff", "--quiet", old, new, "--", "chopgrad", "bench", "suite", "weights", "constraints.txt"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    return changed(ROOT, old, new, ("chopgrad", "bench", "suite", "weights", "constraints.txt")) == frozenset()
 
 
 def in_fresh_process(work: Work, case: Case) -> dict[str, Any]:

@@ -97,8 +97,6 @@ def check_gradients(case: Case) -> None:
     groups = subject.decoder.frame_groups(subject.latents.shape[2])
     # One loss instead of two, so that something is left out of a short video.
     strategies = (*STRATEGIES, *(Sampled(1, s.strategy) for s in ESTIMATES), Sampled(1, Exact()))
-    # The small gradients are compared on the CPU, where the masks of ``truncated`` are.
-    pairs = pairs.cpu()
     for strategy in strategies:
         if not measurable(replace(case, strategy=strategy)):
             continue
@@ -106,7 +104,7 @@ def check_gradients(case: Case) -> None:
         torch.manual_seed(0)
         weights = inner.weights([1.0] * len(groups)) if isinstance(inner, Sampled) else None
         torch.manual_seed(0)  # the same draw
-        gradient = subject.run(strategy)[1].cpu()
+        gradient = subject.run(strategy)[1]
         expected = torch.zeros_like(gradient)
         for part, group in zip(truncated(pairs, *window(inner, len(groups)), weights), groups, strict=True):
             expected[:, :, group.latents] = part[:, :, : group.latents.stop - group.latents.start]

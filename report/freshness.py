@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import ast
 import shlex
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from suite.history import PACKAGES, changed, git
 from suite.records import ROOT, Record
 
-PACKAGES = ("chopgrad", "suite", "analysis", "bench", "weights")
 WEIGHTS = {
     name: tuple(f"weights/tiny-{name}/{file}" for file in ("config.json", "diffusion_pytorch_model.safetensors"))
     for name in ("wan2.1", "cogvideox")
@@ -51,7 +49,7 @@ class History:
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
         # A folder that merely lies in somebody's repository has no history of its own; a shallow clone has lost it.
-        top, shallow = self._git("rev-parse", "--show-toplevel"), self._git("rev-parse", "--is-shallow-repository")
+        top, shallow = git(root, "rev-parse", "--show-toplevel"), git(root, "rev-parse", "--is-shallow-repository")
         self.known = top is not None and Path(top.strip()).resolve() == root.resolve() and shallow == "false\n"
         self._changed: dict[str, frozenset[str] | None] = {}
         self._imports: dict[str, frozenset[str]] = {}
@@ -90,28 +88,9 @@ class History:
         """Files that differ from a commit in more than comments; None for a commit outside this history."""
         if commit not in self._changed:
             # Commits that only this copy happens to hold would be judged differently in a fresh clone.
-            ours = self._git("merge-base", "--is-ancestor", commit, "HEAD") is not None
-            tracked = self._git("diff", "--name-only", "--no-renames", commit, "--", *PACKAGES)
-            if not ours or tracked is None:
-                self._changed[commit] = None
-            else:
-                new = self._git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES) or ""
-                names = {*tracked.splitlines(), *new.splitlines()}
-                self._changed[commit] = frozenset(n for n in names if not self._same_code(commit, n))
+            ours = git(self.root, "merge-base", "--is-ancestor", commit, "HEAD") is not None
+            self._changed[commit] = changed(self.root, commit, None, PACKAGES) if ours else None
         return self._changed[commit]
-
-    def _same_code(self, commit: str, name: str) -> bool:
-        if not name.endswith(".py") or not (self.root / name).is_file():
-            return False
-        before = self._git("show", f"{commit}:{name}")
-        return before is not None and _code(before) == _code((self.root / name).read_text())
-
-    def _git(self, *words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=self.root, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout
 
 
 def script_of(command: str) -> str | None:
@@ -159,23 +138,3 @@ def _weights(record: Record) -> frozenset[str]:
         return frozenset()
     text = str(record.settings)
     return frozenset(file for name, files in WEIGHTS.items() if f"'{name}" in text for file in files)
-
-
-@lru_cache(maxsize=512)
-def _code(source: str) -> str:
-    """A source without comments, docstrings and layout; the source itself where it cannot be parsed."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return source
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            lines = getattr(node, name, None)
-            if isinstance(lines, list):
-                kept = [line for line in lines if not _is_text(line)]
-                setattr(node, name, kept)
-    return ast.dump(tree)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

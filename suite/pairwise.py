@@ -44,10 +44,10 @@ def pairwise_gradients(
 def truncated(pairs: Tensor, distance: int, block: int = 1, weights: Sequence[float] | None = None) -> Tensor:
     """[j, ...]: the gradient of ``Chop(distance, block)`` at each group's latents, by its definition.
 
-    ``weights`` of the losses: those of one draw of ``chopgrad.Sampled``.
+    ``weights`` of the losses: those of one draw of ``chopgrad.Sampled``. All is done on the device of ``pairs``.
     """
-    count = len(pairs)
-    i, j = torch.arange(count)[:, None], torch.arange(count)[None, :]
+    place = torch.arange(len(pairs), device=pairs.device)
+    i, j = place[:, None], place[None, :]
     kept = (i >= j) & (i <= (j // block + 1) * block - 1 + distance)
     factors = kept.to(pairs) if weights is None else kept * pairs.new_tensor(weights)[:, None]
     return torch.einsum("ij,ij...->j...", factors, pairs)

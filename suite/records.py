@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from suite.history import PACKAGES, git
 
 PARTS = ("settings", "metrics", "provenance")
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,16 +128,18 @@ def _shorten(word: str) -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked code differed from it); results being written do not count as a difference."""
+    """(commit, whether the code differed from it); without git, of neither anything is known.
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!results"))
-    except (OSError, subprocess.CalledProcessError):
+    It differs where a tracked file does, or where there is a source that git neither tracks nor ignores and that could
+    be imported. Other new files (notes, clips) decide nothing unseen, and results being written do not count at all.
+    """
+    commit = git(ROOT, "rev-parse", "HEAD")
+    tracked = git(ROOT, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    importable = [f"{package}/*.py" for package in (*PACKAGES, "report")]
+    new = git(ROOT, "ls-files", "--others", "--exclude-standard", "--", *importable)
+    if commit is None or tracked is None or new is None:
         return None, None
+    return commit.strip(), bool(tracked or new)
 
 
 def _cpu_name() -> str:

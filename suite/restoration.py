@@ -30,7 +30,7 @@ from suite.pairwise import pairwise_gradients
 from suite.records import ROOT
 from suite.restoration_clips import Samples, clean_clips, degrade, training_films
 from suite.restoration_settings import TaskSettings
-from suite.sizes import decoded_size, latent_frames
+from suite.sizes import check_size, latent_frames
 from suite.vaes import load_vae
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -57,12 +57,7 @@ class Restoration:
         self.decoder: CausalDecoder = decoder_for(self.vae)
         self.latent_frames = latent_frames(self.decoder, settings.frames)
         self.groups: list[FrameGroup] = self.decoder.frame_groups(self.latent_frames)
-        height, width = decoded_size(self.vae, self.decoder, (settings.size, settings.size))
-        if height != settings.size:
-            raise ValueError(
-                f"Clips of {settings.size}x{settings.size} pixels come back from this VAE as {height}x{width}: pass "
-                f"--size {height}."
-            )
+        check_size(self.vae, self.decoder, settings.size)
 
     def described(self) -> dict[str, Any]:
         """The task's settings as JSON values for a record."""

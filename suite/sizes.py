@@ -22,31 +22,28 @@ def latent_frames(decoder: CausalDecoder, frames: int) -> int:
     return latent
 
 
-def decoded_size(vae: Any, decoder: CausalDecoder, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in pixels of a picture of ``size`` that was encoded and decoded.
+def check_size(vae: Any, decoder: CausalDecoder, size: tuple[int, int] | int) -> None:
+    """Whether pictures come back from the VAE as large as they went in.
+
+    Args:
+        size: height and width in pixels, or the one number that ``--size`` is for squares.
 
     Raises:
-        ValueError: this size cannot be encoded.
+        ValueError: they come back otherwise, or cannot be encoded.
 
     Cost: one frame.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     like = next(vae.parameters())
     try:
         with torch.no_grad():
-            decoded = decoder.decode(vae.encode(like.new_zeros(1, 3, 1, *size)).latent_dist.mode())
+            decoded = decoder.decode(vae.encode(like.new_zeros(1, 3, 1, height, width)).latent_dist.mode())
     except RuntimeError as error:
+        raise ValueError(f"This VAE cannot encode {height}x{width} pixels ({error}): pass another --size.") from error
+    found = decoded.shape[-2:]
+    if found != (height, width):
+        advice = found[:1] if isinstance(size, int) else found
         raise ValueError(
-            f"This VAE cannot encode {size[0]}x{size[1]} pixels ({error}): pass another --size."
-        ) from error
-    height, width = decoded.shape[-2:]
-    return height, width
-
-
-def check_size(vae: Any, decoder: CausalDecoder, size: tuple[int, int]) -> None:
-    """Raises ValueError: pictures of this height and width come back as others."""
-    height, width = decoded_size(vae, decoder, size)
-    if (height, width) != size:
-        raise ValueError(
-            f"Crops of {size[0]}x{size[1]} pixels come back from this VAE as {height}x{width}: "
-            f"pass --size {height} {width}."
+            f"Crops of {height}x{width} pixels come back from this VAE as {found[0]}x{found[1]}: "
+            f"pass --size {' '.join(map(str, advice))}."
         )

@@ -1,7 +1,6 @@
 """The benchmark measures what it says, in a process of its own, and keeps what it has measured."""
 
 import itertools
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -23,8 +22,9 @@ from bench.targets import targets
 from bench.verdict import Verdict
 from chopgrad import Chop, Exact, Full, Sampled
 from chopgrad.memory import PeakMemory
-from suite.records import ROOT, provenance, read_record, write_record
+from suite.records import provenance, read_record, write_record
 from tests import elsewhere
+from tests.repository import committed, repository
 
 CASE = Case("cogvideox", 9, 16, 16, Chop(1))
 MADE_BY = provenance() | {"dirty": False}
@@ -247,16 +247,26 @@ def test_a_commit_that_leaves_the_code_alone_undoes_nothing_on_a_gpu(tmp_path, m
     assert asked == [("a" * 40, "b" * 40), ("a" * 40, "c" * 40)]
 
 
-def test_same_code():
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    head, last = git("rev-parse", "HEAD"), git("log", "-1", "--format=%H", "--", "chopgrad")
-    if not last or not git("rev-parse", "--verify", f"{last}~1"):
-        pytest.skip("needs the project's history")
-    assert same_code(head, head)
-    assert not same_code(f"{last}~1", head)
-    assert not same_code(None, head) and not same_code(head, None)
+@pytest.mark.parametrize(
+    ("name", "text", "same"),
+    [
+        ("bench/a.py", "x = 1  # a reason\n", True),
+        ("report/a.py", "x = 2\n", True),
+        ("bench/a.py", "x = 2\n", False),
+        ("constraints.txt", "torch==2\n", False),
+    ],
+)
+def test_same_code(tmp_path, monkeypatch, name, text, same):
+    git = repository(tmp_path, {"bench/a.py": "x = 1\n", "report/a.py": "x = 1\n", "constraints.txt": "torch==1\n"})
+    monkeypatch.setattr("bench.memory.ROOT", tmp_path)
+    same_code.cache_clear()
+    old = git("rev-parse", "HEAD")
+    (tmp_path / name).write_text(text)
+    new = committed(git)
+    assert same_code(old, old)
+    assert same_code(old, new) == same_code(new, old) == same
+    assert not same_code(old, "0" * 40)
+    assert not same_code(None, new) and not same_code(new, None)
 
 
 def test_gradient_errors_mix_no_devices():

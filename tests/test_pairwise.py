@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import chopgrad
 from chopgrad import Chop
 from suite.pairwise import pairwise_gradients, truncated
+from tests import elsewhere
 from tests.brute_force import Pairwise, relative_error
 from tests.models import VAES, build, latents_for
 
@@ -48,3 +49,9 @@ def test_the_mask_of_a_truncation():
     assert kept(0, 3) == [0b000111, 0b000110, 0b000100, 0b111000, 0b110000, 0b100000]
     assert kept(1, 4) == [0b011111, 0b011110, 0b011100, 0b011000, 0b110000, 0b100000]
     assert kept(count) == kept(0, count) == [0b111111, 0b111110, 0b111100, 0b111000, 0b110000, 0b100000]
+
+
+def test_a_truncation_stays_on_the_device_of_its_gradients():
+    with elsewhere.strict():
+        pairs = torch.zeros(3, 3, 2, device=elsewhere.DEVICE)
+        assert truncated(pairs, 1).is_meta and truncated(pairs, 1, 1, [0.0, 3.0, 0.0]).is_meta

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from suite import records
 from suite.records import ROOT, provenance, read_record, read_records, write_record
+from tests.repository import repository, write
 
 GOOD = {"settings": {"seed": 0}, "metrics": {"peak_bytes": 1}, "provenance": {"command": "python x.py"}}
 
@@ -124,6 +126,37 @@ def test_provenance_names_code_and_machine_but_no_path_and_no_host(monkeypatch):
     assert str(ROOT) not in text
     assert "/somewhere" not in text
     assert socket.gethostname() not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "dirty"),
+    [
+        ("suite/a.py", True),
+        ("constraints.txt", True),
+        ("suite/new.py", True),
+        ("report/deeper/new.py", True),
+        ("note.txt", False),
+        ("weights/clip.mp4", False),
+        ("runs/a.py", False),
+        ("suite/ignored/a.py", False),
+        ("results/old.json", False),
+        ("results/new.json", False),
+    ],
+)
+def test_what_makes_code_uncommitted(tmp_path, monkeypatch, name, dirty):
+    """Tracked files and importable sources do; results, ignored files, notes and clips do not."""
+    ignored = {".gitignore": "runs/\nignored/\n"}
+    git = repository(tmp_path, ignored | dict.fromkeys(("suite/a.py", "constraints.txt", "results/old.json"), "0\n"))
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    commit = git("rev-parse", "HEAD")
+    assert (provenance()["commit"], provenance()["dirty"]) == (commit, False)
+    write(tmp_path, {name: "1\n"})
+    assert (provenance()["commit"], provenance()["dirty"]) == (commit, dirty)
+
+
+def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
 
 
 def test_a_module_is_named_as_it_is_run(monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -12,6 +11,7 @@ from report.freshness import CHANGED, CURRENT, DRAWING, UNCOMMITTED, UNKNOWN, Hi
 from report.products import PRODUCTS
 from report.results_index import Config, differences, page, reasons, rows
 from suite.records import ROOT, Record, read_record
+from tests.repository import repository
 
 RESULTS = ROOT / "results"
 RECORD = Record(ROOT / "x.json", {"vae": "wan2.1"}, {}, {"command": "python analysis/a.py --full", "dirty": False})
@@ -20,13 +20,6 @@ RECORD = Record(ROOT / "x.json", {"vae": "wan2.1"}, {}, {"command": "python anal
 @pytest.fixture
 def project(tmp_path):
     """A small project under git: a script, a module that it imports in a function, and one that it does not."""
-
-    def git(*words):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        return subprocess.run(
-            ["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout
-
     files = {
         "analysis/__init__.py": "", "suite/__init__.py": "", "chopgrad/__init__.py": "from chopgrad import engine\n",
         "analysis/a.py": "def f():\n    from suite import used\n    return used\n",
@@ -34,14 +27,8 @@ def project(tmp_path):
         "chopgrad/engine.py": 'def g():\n    """Text."""\n    return 1  # why\n',
         "weights/tiny-wan2.1/config.json": "{}", "weights/tiny-cogvideox/config.json": "{}", "bench/b.py": "",
     }  # fmt: skip
-    for name, text in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "a")
-    commit = git("rev-parse", "HEAD").strip()
+    git = repository(tmp_path, files)
+    commit = git("rev-parse", "HEAD")
     return tmp_path, git, replace(RECORD, provenance=RECORD.provenance | {"commit": commit})
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from bench.tasks.pairs import latent_frames
 from bench.tasks.pictures import write_video
 from bench.tasks.train import Training
 from bench.tasks.weights import load_weights, settings_of
 from suite.clips import read_frames, to_unit
+from suite.sizes import latent_frames
 
 
 def restore_video(run: Path, video: Path, out: Path, frames: int | None = None, cpu: bool = False) -> None:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 import suite.motion
 from bench.tasks.task import Task
 from chopgrad import CausalDecoder
+from suite.sizes import latent_frames
 
 CODE = ("pairs", "task", "super_resolution", "degradation", "compression", "inpainting", "artifact_removal", "room",
         "raycast", "splats", "driving", "road", "footage")  # fmt: skip
@@ -111,24 +112,6 @@ class Pairs(Dataset[dict[str, Tensor]]):
         weight = next(iter(self.decoder.vae.parameters()))
         posterior = self.decoder.vae.encode(video[None].to(weight.device, weight.dtype)).latent_dist
         return self.decoder.normalize(posterior.mode())[0].float().cpu()
-
-
-def latent_frames(decoder: CausalDecoder, frames: int) -> int:
-    """How many latents decode to so many frames.
-
-    Raises:
-        ValueError: none does; the message names the nearest that do.
-    """
-    counts = {}
-    for n in range(1, frames + 1):
-        try:
-            counts[decoder.frame_count(n)] = n
-        except ValueError:  # a number of latents that this decoder does not take
-            continue
-    if frames not in counts:
-        near = sorted(counts, key=lambda n: abs(n - frames))[:2]
-        raise ValueError(f"{frames} frames fit no number of latents of this VAE: pass {' or '.join(map(str, near))}.")
-    return counts[frames]
 
 
 def to_bytes(video: Tensor) -> Tensor:
