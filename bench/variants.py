@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ def channels_last(vae: Any) -> CausalDecoder:
 
 def compiled(vae: Any) -> CausalDecoder:
     torch.compiler.reset()  # all decoders share the code of a step, and PyTorch compiles a code eight times at the most
+    functorch_config.donated_buffer = False  # Chop(1) goes back through a graph more than once
     decoder: Any = chopgrad.decoder_for(vae)
     decoder.step = torch.compile(decoder.step, dynamic=False)
     return decoder
