@@ -31,6 +31,7 @@ from analysis.backbone_claims import claims
 from analysis.backbone_figure import figure, table
 from analysis.mean_gradient import summarise
 from analysis.parameter_gradients import gradients, truncations
+from analysis.printing import print_claims
 from analysis.published_backbone import PublishedRestoration, PublishedSettings
 from analysis.settings import OnSamples
 from suite.bootstrap import mean_interval
@@ -150,8 +151,7 @@ def main(config: Config) -> None:
     for case in config.cases:
         records.append(measure(config, case))
         print(f"\n{case}\n\n{table(records[-1])}\n")
-        for claim in records[-1].metrics["claims"]:
-            print(f"- {claim['verdict']}: {claim['statement']} ({claim['evidence']})")
+        print_claims(records[-1:], bullets=True)
         figure(records, config.folder / f"{config.name}.png")
     print(f"\nWritten: {len(records)} record(s) and {config.name}.png in {config.folder.name}/")
 

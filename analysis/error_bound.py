@@ -32,6 +32,7 @@ from torch import Tensor
 from analysis.error_bound_claims import claims
 from analysis.error_bound_figure import figure
 from analysis.error_bound_summary import TOLERANCES, summarise
+from analysis.printing import print_claims
 from analysis.real_clips import Crops, measure_crops, short_name
 from analysis.settings import OnClips
 from analysis.truncation_bounds import (
@@ -96,9 +97,7 @@ def _plain(case: Case) -> dict[str, Any]:
 def main(config: Config) -> None:
     records = measure(config)
     figure(records, config.folder / "error_bound.png")
-    for record in records:
-        for claim in record.metrics["claims"]:
-            print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims(records)
 
 
 if __name__ == "__main__":

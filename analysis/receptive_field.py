@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis.influence import decode_with_leaves
+from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from chopgrad import CausalDecoder, Chop, Full
 from suite.claims import Claim, Verdict
@@ -225,9 +226,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def main(config: Config) -> None:
-    record = measure(config)
-    for claim in record.metrics["claims"]:
-        print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims([measure(config)])
 
 
 if __name__ == "__main__":

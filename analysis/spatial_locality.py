@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor
 
 from analysis.influence import decode_with_leaves
+from analysis.printing import print_claims
 from analysis.real_clips import Crops, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
@@ -177,9 +178,7 @@ def figure(records: list[Record], path: Path) -> None:
 def main(config: Config) -> None:
     records = measure(config)
     figure(records, config.folder / "spatial_locality.png")
-    for record in records:
-        for claim in record.metrics["claims"]:
-            print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims(records)
 
 
 if __name__ == "__main__":

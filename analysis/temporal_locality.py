@@ -20,6 +20,7 @@ import tyro
 from torch import Tensor
 
 from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
+from analysis.printing import print_claims
 from analysis.real_clips import Crops, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
@@ -132,9 +133,7 @@ def main(config: Config) -> None:
     records = measure(config)
     names = [short_name(v) for v in config.vaes]
     figure(config.folder, names, _snapshots(config.snapshots), config.folder / "temporal_locality.png")
-    for record in records:
-        for claim in record.metrics["claims"]:
-            print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims(records)
 
 
 if __name__ == "__main__":

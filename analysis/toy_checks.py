@@ -21,6 +21,7 @@ from torch import Tensor
 
 from analysis.error_bound_claims import CORRECTION
 from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
+from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from analysis.toys import DTYPE, TOYS, Toy, scalar
 from analysis.truncation_bounds import (
@@ -216,8 +217,7 @@ def claims(toys: list[dict[str, Any]], sweep: list[dict[str, Any]]) -> list[Clai
 
 
 def main(config: Config) -> None:
-    for claim in measure(config).metrics["claims"]:
-        print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims([measure(config)])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from analysis.mean_gradient import limits
 from analysis.parameter_gradients import gradients
+from analysis.printing import print_claims
 from analysis.settings import OnTask
 from analysis.training_bias_figure import figure, table
 from analysis.training_bias_gaps import DISTANCES, end_claims, gaps, label
@@ -183,9 +184,7 @@ def main(config: Config) -> None:
     end = end_task(config)
     figure(toys, end, config.folder / "training_bias.png")
     print(table(end))
-    for record in [*toys, end]:
-        for claim in record.metrics["claims"]:
-            print(f"- {claim['verdict']}: {claim['statement']} ({claim['evidence']})")
+    print_claims([*toys, end], bullets=True)
 
 
 if __name__ == "__main__":
