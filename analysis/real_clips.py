@@ -123,6 +123,16 @@ def measure_crops(
     return read_record(path)
 
 
+def left_out_together(samples: list[dict[str, Any]]) -> Callable[[dict[str, Any]], str | tuple[str, int]]:
+    """Sample -> what is left out with it when constants are tested on samples that they were not fitted to.
+
+    That is its clip, whose crops are too alike to test each other, or its crop where all are of one clip.
+    """
+    if len({s["clip"] for s in samples}) > 1:
+        return lambda sample: sample["clip"]
+    return lambda sample: (sample["clip"], sample["crop"])
+
+
 def output_folder(out: Path | None, full: bool) -> Path:
     """Where records go: ``results/theory`` for a full run, else ``runs/theory``, which is not committed."""
     return out or ROOT / ("results" if full else "runs") / "theory"
