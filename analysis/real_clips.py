@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 import chopgrad
 from analysis import gradient_bias
 from chopgrad import CausalDecoder
+from suite.claims import Claim
 from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, read_frames
 from suite.fingerprint import inputs_sha256
 from suite.records import ROOT, Record, provenance, read_record, write_record
@@ -121,6 +122,12 @@ def measure_crops(
         write_record(path, settings, {"samples": list(samples.values())}, made_by)
     write_record(path, settings, {"samples": list(samples.values())}, made_by)
     return read_record(path)
+
+
+def conclude(record: Record, name: str, summary: Mapping[str, Any], claims: Iterable[Claim]) -> Record:
+    """The record of ``measure_crops`` written again, with what follows from its samples under ``name``, and claims."""
+    metrics = {"samples": record.metrics["samples"], name: summary, "claims": [asdict(c) for c in claims]}
+    return read_record(write_record(record.path, record.settings, metrics, record.provenance))
 
 
 def left_out_together(samples: list[dict[str, Any]]) -> Callable[[dict[str, Any]], str | tuple[str, int]]:
