@@ -27,9 +27,10 @@ from torch import Tensor
 
 import chopgrad
 from analysis.gradient_bias_figure import figure, table
+from analysis.real_clips import crop, encoded, finished
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval
-from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.clips import find_clips
 from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients, truncated
@@ -98,10 +99,10 @@ def measure(config: Config) -> Path:
         "groups": count,
     }
     made_by = provenance(config.device)
-    samples = _finished(path, settings, made_by)
+    samples = finished(path, settings, made_by)
     todo = [(clip, k) for clip in clips for k in range(config.crops) if (clip.name, k) not in samples]
     for clip, k in track(todo, description="gradient bias", console=Console(stderr=True)):
-        video, start = _crop(clip, k, config)
+        video, start = crop(clip, k, config.frames, config.size, config.seed)
         samples[clip.name, k] = {"clip": clip.name, "crop": k, "first_frame": start}
         video = video.to(config.device, dtype)
         samples[clip.name, k] |= _measure_one(vae, decoder, video, losses, config, distances, check_engine=k == 0)
@@ -109,31 +110,6 @@ def measure(config: Config) -> Path:
     summary = summarise(list(samples.values()), config.losses, config.blocks, distances)
     write_record(path, settings, {"samples": list(samples.values()), "summary": summary}, made_by)
     return path
-
-
-def _finished(path: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Samples of an interrupted run with the same settings, code and device."""
-    try:
-        old = read_record(path)
-    except ValueError:
-        return {}
-    same = all(old.provenance.get(key) == made_by[key] for key in ("commit", "dirty", "torch", "device"))
-    if old.settings != settings or not same or "summary" in old.metrics:
-        return {}
-    return {(s["clip"], s["crop"]): s for s in old.metrics["samples"]}
-
-
-def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:
-    """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame."""
-    video = to_unit(read_frames(clip))
-    if video.shape[1] < config.frames:
-        raise ValueError(
-            f"'{clip.name}' has {video.shape[1]} frames, but {config.frames} are needed: "
-            "pass fewer --frames or a longer clip."
-        )
-    generator = torch.Generator().manual_seed(config.seed * 1_000 + k)
-    start = int(torch.randint(video.shape[1] - config.frames + 1, (), generator=generator))
-    return random_crop(video[:, start : start + config.frames], *config.size, generator)[None], start
 
 
 def _measure_one(
@@ -145,10 +121,8 @@ def _measure_one(
     distances: list[int],
     check_engine: bool,
 ) -> dict[str, Any]:
-    with torch.no_grad():
-        latents = vae.encode(video).latent_dist.mode()
-        mse = (decoder.decode(latents) - video).square().mean().item()
-    result: dict[str, Any] = {"psnr_db": 10 * math.log10(4 / mse), "errors": {}}
+    latents, psnr_db = encoded(vae, decoder, video)
+    result: dict[str, Any] = {"psnr_db": psnr_db, "errors": {}}
     for name, loss_fn, pairs in zip(
         config.losses, losses, pairwise_gradients(decoder, latents, video, losses), strict=True
     ):
