@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 
@@ -32,6 +31,7 @@ from bench.memory import keep, peak
 from bench.predict import keep_predictions
 from bench.report import report
 from bench.selection import Selection, has_error, is_predicted, is_timed, stages
+from suite.command_line import run_main
 from suite.records import ROOT, provenance
 from suite.vaes import EMBEDDED
 
@@ -203,7 +203,4 @@ def run(command: list[str], quiet: bool = False, **environment: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__, {RuntimeError: ""})

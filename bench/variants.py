@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import nn
@@ -30,6 +29,7 @@ from bench.test_time import seconds
 from chopgrad import CausalDecoder, Chop, Exact, Strategy
 from chopgrad.memory import PeakMemory
 from suite.bootstrap import mean_interval
+from suite.command_line import run_main
 from suite.records import ROOT, Record, provenance, read_records, write_record
 from suite.tables import markdown_table, with_interval
 from suite.vaes import EMBEDDED
@@ -174,7 +174,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

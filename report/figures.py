@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from analysis import (
@@ -34,6 +33,7 @@ from bench.frontier import frontier
 from bench.results import Results
 from bench.selection import Selection, cases
 from bench.tasks import report as end_tasks
+from suite.command_line import run_main
 from suite.records import ROOT, Record, read_record, read_records
 from suite.vaes import EMBEDDED
 
@@ -164,7 +164,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console
@@ -26,6 +25,7 @@ from report.freshness import History
 from report.notebooks import PICTURE, executed, paths, read
 from report.results_index import page as index_page
 from report.results_index import rows as index_rows
+from suite.command_line import run_main
 from suite.records import ROOT
 
 STYLE = """
@@ -218,9 +218,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}; install what executes notebooks, or pass --no-execute") from None
-    except (ValueError, OSError, AssertionError) as error:
-        raise SystemExit(f"error: {error}") from None
+    also = {ModuleNotFoundError: "; install what executes notebooks, or pass --no-execute", AssertionError: ""}
+    run_main(main, Config, __doc__, also)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.progress import track
 
 from report.figures import difference, drawn_by
+from suite.command_line import run_main
 from suite.records import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -152,9 +152,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}; install what executes notebooks: pip install nbclient ipykernel") from None
-    except (ValueError, OSError, AssertionError) as error:
-        raise SystemExit(f"error: {error}") from None
+    wanted = "; install what executes notebooks: pip install nbclient ipykernel"
+    run_main(main, Config, __doc__, {ModuleNotFoundError: wanted, AssertionError: ""})

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from analysis import lost_psnr, predicted_memory, theory_report
 from bench.report import report as bench_report
 from bench.results import Results
 from bench.selection import cases
 from bench.tasks import report as end_tasks
 from report.figures import BENCHMARKS
+from suite.command_line import run_main
 from suite.records import ROOT, read_records
 
 Writing = Callable[[], str]
@@ -62,7 +61,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
 from report.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, Freshness, History
 from report.products import PRODUCTS, Product
+from suite.command_line import run_main
 from suite.records import ROOT, Record, read_record
 
 INTRODUCTION = """\
@@ -204,7 +203,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -76,7 +76,7 @@ def _tox(rest):
 
 def _options(program, path, rest):
     source = path.read_text()
-    if "tyro" in source or "argparse" in source:
+    if any(name in source for name in ("run_main", "tyro", "argparse")):
         subcommand = rest[:1] if program in ("chopgrad", "bench.tasks") and rest[:1] != ["--help"] else []
         text = help_of(program, *subcommand)
     else:

@@ -14,13 +14,13 @@ from typing import Any
 
 import matplotlib
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 
 import chopgrad
 from suite.bootstrap import mean_interval
 from suite.clips import HELD_OUT_CLIPS, TRAINING_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
+from suite.command_line import run_main
 from suite.records import ROOT, provenance, write_record
 from suite.tables import markdown_table, with_interval
 from suite.vaes import EMBEDDED, load_vae
@@ -127,7 +127,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
@@ -31,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import chopgrad
 from suite.clips import TRAINING_CLIPS, packaged_clip, read_frames, to_unit
+from suite.command_line import run_main
 from suite.motion import moving_clip, photographs
 from weights.optimizers import optimizers
 from weights.widen import widened
@@ -327,7 +327,4 @@ def export(vae: Any, diet: Diet, config: Config, out: Path, seconds: float, log:
 
 
 if __name__ == "__main__":
-    try:
-        train(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(train, Config, __doc__)

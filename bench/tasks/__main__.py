@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tyro.conf import subcommand
 
 from bench.tasks import TASKS, task_by_name
@@ -20,6 +19,7 @@ from bench.tasks.arms import MEANING
 from bench.tasks.preview import contact_sheet
 from bench.tasks.protocol import Protocol
 from bench.tasks.settings import TrainSettings
+from suite.command_line import run_main
 
 
 @dataclass
@@ -108,10 +108,7 @@ def _preview(command: Preview) -> None:
 
 def cli(arguments: list[str] | None = None) -> None:
     """The command line; bad input ends it with one sentence."""
-    try:
-        main(tyro.cli(Command, description=__doc__, args=arguments))  # type: ignore[arg-type]
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Command, __doc__, {FloatingPointError: ""}, arguments)
 
 
 if __name__ == "__main__":
