@@ -37,6 +37,7 @@ from analysis.settings import OnSamples
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.clips import find_clips
+from suite.command_line import run_main
 from suite.losses import loss_by_name
 from suite.records import Record
 from suite.restoration import Restoration
@@ -157,7 +158,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import tyro
 from torch import Tensor
 
 from analysis.error_bound_claims import claims
@@ -40,6 +39,7 @@ from analysis.truncation_bounds import (
     measure_cases,
 )
 from chopgrad import CausalDecoder
+from suite.command_line import run_main
 from suite.losses import loss_by_name
 from suite.records import Record
 from suite.vaes import load_vae
@@ -98,7 +98,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import tyro
-
 from analysis.estimators_adaptive import adaptive
 from analysis.estimators_data import Data
 from analysis.estimators_figure import figure, table
@@ -30,6 +28,7 @@ from analysis.estimators_sampled import sampled
 from analysis.printing import print_claims
 from analysis.settings import OnSamples
 from suite.cases import run_case
+from suite.command_line import run_main
 
 CASES = ("look_ahead", "randomised", "sampled", "adaptive")
 
@@ -115,7 +114,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -31,6 +30,7 @@ from analysis.real_clips import crop, encoded, finished
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval
 from suite.clips import find_clips
+from suite.command_line import run_main
 from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients, truncated
@@ -221,7 +221,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

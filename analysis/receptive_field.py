@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from rich.console import Console
 from rich.progress import track
@@ -31,6 +30,7 @@ from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from chopgrad import CausalDecoder, Chop, Full
 from suite.claims import Claim, Verdict
+from suite.command_line import run_main
 from suite.records import Record, provenance, read_record, write_record
 from suite.vaes import load_vae
 
@@ -230,7 +230,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

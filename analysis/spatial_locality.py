@@ -15,7 +15,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from analysis.influence import decode_with_leaves
@@ -26,6 +25,7 @@ from analysis.settings import OnClips
 from chopgrad import CausalDecoder
 from suite.bootstrap import mean_interval
 from suite.claims import Claim, Verdict
+from suite.command_line import run_main
 from suite.records import Record
 from suite.tables import with_interval
 from suite.vaes import load_vae
@@ -178,7 +178,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

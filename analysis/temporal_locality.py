@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from torch import Tensor
 
 from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
@@ -28,6 +27,7 @@ from analysis.temporal_locality_claims import claims, course_claim
 from analysis.temporal_locality_figure import figure
 from analysis.temporal_locality_fits import summarise
 from chopgrad import CausalDecoder
+from suite.command_line import run_main
 from suite.records import Record
 from suite.vaes import load_vae
 
@@ -131,7 +131,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

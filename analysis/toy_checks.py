@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -35,6 +34,7 @@ from analysis.truncation_bounds import (
     smallest_enough,
 )
 from suite.claims import Claim, Verdict
+from suite.command_line import run_main
 from suite.records import Record, provenance, read_record, write_record
 
 EXACT = 1e-9  # relative
@@ -221,7 +221,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

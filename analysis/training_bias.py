@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
@@ -34,6 +33,7 @@ from analysis.training_bias_toy import toy
 from chopgrad import Chop, Full, Strategy, frame_loss
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
+from suite.command_line import run_main
 from suite.records import Record
 from suite.restoration import Restoration, in_full_precision
 from suite.restoration_clips import Samples
@@ -188,7 +188,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)
