@@ -13,10 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from analysis.real_clips import output_folder
 from analysis.theory_report import write_report
+from suite.command_line import run_main
 from suite.records import ROOT
 
 ON_CLIPS = ("temporal_locality", "spatial_locality", "error_bound")
@@ -70,7 +69,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

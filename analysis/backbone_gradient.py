@@ -31,11 +31,13 @@ from analysis.backbone_claims import claims
 from analysis.backbone_figure import figure, table
 from analysis.mean_gradient import summarise
 from analysis.parameter_gradients import gradients, truncations
+from analysis.printing import print_claims
 from analysis.published_backbone import PublishedRestoration, PublishedSettings
 from analysis.settings import OnSamples
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.clips import find_clips
+from suite.command_line import run_main
 from suite.losses import loss_by_name
 from suite.records import Record
 from suite.restoration import Restoration
@@ -150,14 +152,10 @@ def main(config: Config) -> None:
     for case in config.cases:
         records.append(measure(config, case))
         print(f"\n{case}\n\n{table(records[-1])}\n")
-        for claim in records[-1].metrics["claims"]:
-            print(f"- {claim['verdict']}: {claim['statement']} ({claim['evidence']})")
+        print_claims(records[-1:], bullets=True)
         figure(records, config.folder / f"{config.name}.png")
     print(f"\nWritten: {len(records)} record(s) and {config.name}.png in {config.folder.name}/")
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

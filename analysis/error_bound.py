@@ -26,21 +26,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import tyro
 from torch import Tensor
 
 from analysis.error_bound_claims import claims
 from analysis.error_bound_figure import figure
 from analysis.error_bound_summary import TOLERANCES, summarise
-from analysis.real_clips import Crops, measure_crops, short_name
+from analysis.printing import print_claims
+from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.settings import OnClips
 from analysis.truncation_bounds import (
     Case,
     measure_cases,
 )
 from chopgrad import CausalDecoder
+from suite.command_line import run_main
 from suite.losses import loss_by_name
-from suite.records import Record, read_record, write_record
+from suite.records import Record
 from suite.vaes import load_vae
 
 
@@ -80,12 +81,9 @@ def measure(config: Config) -> list[Record]:
         settings = {"full": config.full, "losses": list(config.losses), "relative_tolerances": list(TOLERANCES)}
         model = load_vae(source, config.device, subfolder=config.subfolder)
         record = measure_crops(config.folder / f"error_bound-{name}.json", (source, model), crops, one, settings)
-        samples = record.metrics["samples"]
         elements = 3 * crops.frames * crops.size[0] * crops.size[1]
-        summary = summarise(samples, list(config.losses), elements)
-        metrics = {"samples": samples, "summary_of_bounds": summary}
-        metrics["claims"] = [asdict(c) for c in claims(name, summary)]
-        records.append(read_record(write_record(record.path, record.settings, metrics, record.provenance)))
+        summary = summarise(record.metrics["samples"], list(config.losses), elements)
+        records.append(conclude(record, "summary_of_bounds", summary, claims(name, summary)))
     return records
 
 
@@ -96,13 +94,8 @@ def _plain(case: Case) -> dict[str, Any]:
 def main(config: Config) -> None:
     records = measure(config)
     figure(records, config.folder / "error_bound.png")
-    for record in records:
-        for claim in record.metrics["claims"]:
-            print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims(records)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

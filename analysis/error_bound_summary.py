@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.real_clips import left_out_together
 from analysis.truncation_bounds import (
     Case,
     corrected_rule,
@@ -75,8 +76,7 @@ def judge(case: Case, constant: float, alpha: float, frames_scale: float = 1.0) 
 
 def summarise(samples: list[dict[str, Any]], losses: list[str], elements: int) -> dict[str, Any]:
     """Judge every case under constants from the other clips (or crops, where there is one clip)."""
-    clips = list(dict.fromkeys(s["clip"] for s in samples))
-    key = (lambda s: s["clip"]) if len(clips) > 1 else (lambda s: (s["clip"], s["crop"]))
+    key = left_out_together(samples)
     judged, of_clip, constants = [], [], []
     for sample in samples:
         others = [s for s in samples if key(s) != key(sample)] or samples

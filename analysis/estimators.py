@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import tyro
-
 from analysis.estimators_adaptive import adaptive
 from analysis.estimators_data import Data
 from analysis.estimators_figure import figure, table
 from analysis.estimators_look_ahead import look_ahead
 from analysis.estimators_randomised import randomised
 from analysis.estimators_sampled import sampled
+from analysis.printing import print_claims
 from analysis.settings import OnSamples
 from suite.cases import run_case
+from suite.command_line import run_main
 
 CASES = ("look_ahead", "randomised", "sampled", "adaptive")
 
@@ -107,15 +107,11 @@ def main(config: Config) -> None:
     for case in config.cases:
         path = config.folder / f"estimators-{case}.json"
         records[case] = run_case(path, settings_of(config, case, data), compute[case], config.task.device)
-        for claim in records[case].metrics["claims"]:
-            print(f"- {claim['verdict']}: {claim['statement']} ({claim['evidence']})")
+        print_claims([records[case]], bullets=True)
         figure(records, config.folder / "estimators.png")
     if "look_ahead" in records:
         print(f"\n{table(records['look_ahead'])}")
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -19,35 +19,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 import chopgrad
+from analysis.gradient_bias_figure import figure, table
+from analysis.real_clips import crop, encoded, finished
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval
-from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.clips import find_clips
+from suite.command_line import run_main
 from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients, truncated
 from suite.records import ROOT, Record, provenance, read_record, write_record
 from suite.sizes import check_size, latent_frames
-from suite.tables import markdown_table, with_interval
 from suite.vaes import load_vae
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-MEASURES = {
-    "absolute_error": "absolute error $\\|g_D - g\\|$",
-    "relative_error": "relative error $\\|g_D - g\\| / \\|g\\|$",
-    "cosine": "cosine of $g_D$ and $g$",
-    "best_scaled_error": "best-scaled error $\\min_s \\|s\\,g_D - g\\| / \\|g\\|$",
-}
-
+MEASURES = ("absolute_error", "relative_error", "cosine", "best_scaled_error")
 
 # Wan's upsampler casts to float32 even in a float64 model, which two orders of summation then round differently.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -108,10 +99,10 @@ def measure(config: Config) -> Path:
         "groups": count,
     }
     made_by = provenance(config.device)
-    samples = _finished(path, settings, made_by)
+    samples = finished(path, settings, made_by)
     todo = [(clip, k) for clip in clips for k in range(config.crops) if (clip.name, k) not in samples]
     for clip, k in track(todo, description="gradient bias", console=Console(stderr=True)):
-        video, start = _crop(clip, k, config)
+        video, start = crop(clip, k, config.frames, config.size, config.seed)
         samples[clip.name, k] = {"clip": clip.name, "crop": k, "first_frame": start}
         video = video.to(config.device, dtype)
         samples[clip.name, k] |= _measure_one(vae, decoder, video, losses, config, distances, check_engine=k == 0)
@@ -119,31 +110,6 @@ def measure(config: Config) -> Path:
     summary = summarise(list(samples.values()), config.losses, config.blocks, distances)
     write_record(path, settings, {"samples": list(samples.values()), "summary": summary}, made_by)
     return path
-
-
-def _finished(path: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Samples of an interrupted run with the same settings, code and device."""
-    try:
-        old = read_record(path)
-    except ValueError:
-        return {}
-    same = all(old.provenance.get(key) == made_by[key] for key in ("commit", "dirty", "torch", "device"))
-    if old.settings != settings or not same or "summary" in old.metrics:
-        return {}
-    return {(s["clip"], s["crop"]): s for s in old.metrics["samples"]}
-
-
-def _crop(clip: Path, k: int, config: Config) -> tuple[Tensor, int]:
-    """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame."""
-    video = to_unit(read_frames(clip))
-    if video.shape[1] < config.frames:
-        raise ValueError(
-            f"'{clip.name}' has {video.shape[1]} frames, but {config.frames} are needed: "
-            "pass fewer --frames or a longer clip."
-        )
-    generator = torch.Generator().manual_seed(config.seed * 1_000 + k)
-    start = int(torch.randint(video.shape[1] - config.frames + 1, (), generator=generator))
-    return random_crop(video[:, start : start + config.frames], *config.size, generator)[None], start
 
 
 def _measure_one(
@@ -155,10 +121,8 @@ def _measure_one(
     distances: list[int],
     check_engine: bool,
 ) -> dict[str, Any]:
-    with torch.no_grad():
-        latents = vae.encode(video).latent_dist.mode()
-        mse = (decoder.decode(latents) - video).square().mean().item()
-    result: dict[str, Any] = {"psnr_db": 10 * math.log10(4 / mse), "errors": {}}
+    latents, psnr_db = encoded(vae, decoder, video)
+    result: dict[str, Any] = {"psnr_db": psnr_db, "errors": {}}
     for name, loss_fn, pairs in zip(
         config.losses, losses, pairwise_gradients(decoder, latents, video, losses), strict=True
     ):
@@ -223,66 +187,6 @@ def summarise(
     return rows
 
 
-def table(record: Record) -> str:
-    """Markdown table of the summary at distances 0, 1, 2, 4, ... and the largest."""
-    summary = record.metrics["summary"]
-    shown = {0, 1, 2, 4, 8, 16, 32, max(row["distance"] for row in summary)}
-    rows = [
-        [row["loss"], row["block"], row["distance"], f"{row['absolute_error'][0]:.2e}"]
-        + [with_interval(row[k]) for k in ("relative_error", "cosine", "best_scaled_error")]
-        for row in summary
-        if row["distance"] in shown and (row["block"] == 1 or row["distance"] <= 1)
-    ]
-    header = ["loss", "block", "distance", "absolute error", "relative error", "cosine", "best-scaled error"]
-    return markdown_table(header, rows)
-
-
-def figure(record: Record, path: Path) -> None:
-    """The four measures against distance per loss, and the relative error per block size."""
-    summary = record.metrics["summary"]
-    losses, blocks = record.settings["losses"], record.settings["blocks"]
-    fig, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    panels = ("absolute_error", "relative_error", "cosine")
-    for axis, name in zip(axes.flat, panels, strict=False):
-        for color, loss in enumerate(losses):
-            rows = [r for r in summary if r["loss"] == loss and r["block"] == blocks[0]]
-            _line(axis, rows, name, f"C{color}", "-", loss.upper())
-            if name == "relative_error":
-                _line(axis, rows, "best_scaled_error", f"C{color}", "--", f"{loss.upper()}, best-scaled")
-        axis.set_ylabel(MEASURES[name])
-    if any(r["relative_error"][0] > 1e-4 for r in summary):  # an axis without a line cannot be logarithmic
-        axes[0, 0].set_yscale("log")
-    for color, block in enumerate(blocks):
-        rows = [r for r in summary if r["loss"] == losses[0] and r["block"] == block]
-        _line(axes[1, 1], rows, "relative_error", f"C{color}", "-", f"block {block}")
-    axes[1, 1].set_ylabel(f"relative error, {losses[0].upper()}")
-    for axis in axes.flat:
-        axis.set_xlabel("truncation distance $D$ (frame groups)")
-        axis.grid(alpha=0.3)
-        axis.legend(loc="lower right" if axis is axes[1, 0] else "upper right")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if axis.get_yscale() == "linear":
-            axis.set_ylim(0, 1.02)
-    s = record.settings
-    psnr = mean_interval([x["psnr_db"] for x in record.metrics["samples"]])[0]
-    fig.suptitle(
-        f"Gradient at the decoder input, truncated against full back-propagation: {s['vae']}, {s['frames']} frames at "
-        f"{s['size'][0]}x{s['size'][1]}\n{len(s['clips'])} clip(s) x {s['crops']} crops, reconstruction {psnr:.1f} dB, "
-        "mean and 95 % bootstrap interval"
-    )
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
-
-
-def _line(axis: Any, rows: list[dict], name: str, color: str, style: str, label: str) -> None:
-    # Distances that are exact carry rounding error only; on a logarithmic axis they would set the scale.
-    rows = [r for r in rows if name != "absolute_error" or r["relative_error"][0] > 1e-4]
-    x = [r["distance"] for r in rows]
-    mean, low, high = zip(*(r[name] for r in rows), strict=True) if rows else ((), (), ())
-    axis.plot(x, mean, style, color=color, marker="o", markersize=3, label=label)
-    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-
-
 def verdicts(record: Record) -> Iterator[str]:
     """What the measured numbers say about the paper's statements, in sentences."""
     rows = [r for r in record.metrics["summary"] if r["block"] == record.settings["blocks"][0]]
@@ -317,7 +221,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

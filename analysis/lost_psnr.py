@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from bench.tasks import TASKS, LossTerm
 from bench.tasks.arms import MEANING
 from bench.tasks.protocol import Protocol, run
 from bench.tasks.report import TaskResults, better, head, results_of
+from suite.command_line import run_main
 from suite.records import ROOT
 from suite.tables import markdown_table, with_interval
 
@@ -123,7 +122,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__, {FloatingPointError: ""})

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import matplotlib
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 
@@ -22,6 +21,7 @@ from bench.cases import KEY_STRATEGIES, Inside, label
 from bench.published import CASES, CURVE_FRAMES, CURVES, FOLDER, GIB, TARGETS_GIB, least_exact
 from chopgrad import Strategy
 from chopgrad.planner import plan
+from suite.command_line import run_main
 from suite.records import Record, provenance, read_record, write_record
 from suite.tables import markdown_table
 
@@ -149,7 +149,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

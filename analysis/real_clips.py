@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from rich.progress import track
 from torch import Tensor
 
 import chopgrad
-from analysis import gradient_bias
 from chopgrad import CausalDecoder
-from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, read_frames
+from suite.claims import Claim
+from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
 from suite.fingerprint import inputs_sha256
 from suite.records import ROOT, Record, provenance, read_record, write_record
 from suite.sizes import check_size, latent_frames
@@ -58,8 +58,7 @@ class Crops:
 
     def video(self, clip: Path, k: int) -> tuple[Tensor, int]:
         """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame."""
-        like = gradient_bias.Config(frames=self.frames, size=self.size, seed=self.seed)
-        return gradient_bias._crop(clip, k, like)
+        return crop(clip, k, self.frames, self.size, self.seed)
 
 
 Measure = Callable[[CausalDecoder, Tensor, Tensor], Mapping[str, Any]]
@@ -103,24 +102,74 @@ def measure_crops(
     device = next(model.parameters()).device
     made_by = provenance(device)
     # Uncommitted code is not named by its commit, so nothing measured with it is trusted to be the same.
-    samples = {} if made_by["dirty"] else gradient_bias._finished(path, settings, made_by)
+    samples = {} if made_by["dirty"] else finished(path, settings, made_by)
     todo = [(clip, k) for clip in clips for k in range(crops.count) if (clip.name, k) not in samples]
     for clip, k in _progress(todo, path.stem):
         video, start = crops.video(clip, k)
         video = video.to(device, dtype)
-        with torch.no_grad():
-            latents = model.encode(video).latent_dist.mode()
-            mse = (decoder.decode(latents) - video).square().mean().item()
+        latents, psnr_db = encoded(model, decoder, video)
         samples[clip.name, k] = {
             "clip": clip.name,
             "crop": k,
             "first_frame": start,
-            "psnr_db": 10 * math.log10(4 / mse),
+            "psnr_db": psnr_db,
             **measure(decoder, latents, video),
         }
         write_record(path, settings, {"samples": list(samples.values())}, made_by)
     write_record(path, settings, {"samples": list(samples.values())}, made_by)
     return read_record(path)
+
+
+def finished(path: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Samples of an interrupted run with the same settings, code and device."""
+    try:
+        old = read_record(path)
+    except ValueError:
+        return {}
+    same = all(old.provenance.get(key) == made_by[key] for key in ("commit", "dirty", "torch", "device"))
+    if old.settings != settings or not same or "summary" in old.metrics:
+        return {}
+    return {(s["clip"], s["crop"]): s for s in old.metrics["samples"]}
+
+
+def crop(clip: Path, k: int, frames: int, size: tuple[int, int], seed: int) -> tuple[Tensor, int]:
+    """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame.
+
+    Raises:
+        ValueError: the clip has too few frames.
+    """
+    video = to_unit(read_frames(clip))
+    if video.shape[1] < frames:
+        raise ValueError(
+            f"'{clip.name}' has {video.shape[1]} frames, but {frames} are needed: pass fewer --frames or a longer clip."
+        )
+    generator = torch.Generator().manual_seed(seed * 1_000 + k)
+    start = int(torch.randint(video.shape[1] - frames + 1, (), generator=generator))
+    return random_crop(video[:, start : start + frames], *size, generator)[None], start
+
+
+def encoded(vae: Any, decoder: CausalDecoder, video: Tensor) -> tuple[Tensor, float]:
+    """(latents of the VAE's own encoder, PSNR of what they decode to in dB)."""
+    with torch.no_grad():
+        latents = vae.encode(video).latent_dist.mode()
+        mse = (decoder.decode(latents) - video).square().mean().item()
+    return latents, 10 * math.log10(4 / mse)
+
+
+def conclude(record: Record, name: str, summary: Mapping[str, Any], claims: Iterable[Claim]) -> Record:
+    """The record of ``measure_crops`` written again, with what follows from its samples under ``name``, and claims."""
+    metrics = {"samples": record.metrics["samples"], name: summary, "claims": [asdict(c) for c in claims]}
+    return read_record(write_record(record.path, record.settings, metrics, record.provenance))
+
+
+def left_out_together(samples: list[dict[str, Any]]) -> Callable[[dict[str, Any]], str | tuple[str, int]]:
+    """Sample -> what is left out with it when constants are tested on samples that they were not fitted to.
+
+    That is its clip, whose crops are too alike to test each other, or its crop where all are of one clip.
+    """
+    if len({s["clip"] for s in samples}) > 1:
+        return lambda sample: sample["clip"]
+    return lambda sample: (sample["clip"], sample["crop"])
 
 
 def output_folder(out: Path | None, full: bool) -> Path:

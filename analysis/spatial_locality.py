@@ -8,24 +8,25 @@ spatial distance from that cell (Chebyshev, in latent cells, so that distance h 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from analysis.influence import decode_with_leaves
-from analysis.real_clips import Crops, measure_crops, short_name
+from analysis.printing import print_claims
+from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
 from chopgrad import CausalDecoder
 from suite.bootstrap import mean_interval
 from suite.claims import Claim, Verdict
-from suite.records import Record, read_record, write_record
+from suite.command_line import run_main
+from suite.records import Record
 from suite.tables import with_interval
 from suite.vaes import load_vae
 
@@ -145,13 +146,9 @@ def measure(config: Config) -> list[Record]:
             record = measure_crops(path, (label, vae), config.crops, one, settings)
             found.append((record, summarise(record.metrics["samples"])))
         (young, before), (trained, after) = found
-        records += [_rewrite(young, before, []), _rewrite(trained, after, claims(name, after, before))]
+        records.append(conclude(young, "curve", before, []))
+        records.append(conclude(trained, "curve", after, claims(name, after, before)))
     return records
-
-
-def _rewrite(record: Record, curve: dict[str, Any], found: list[Claim]) -> Record:
-    metrics = {"samples": record.metrics["samples"], "curve": curve, "claims": [asdict(c) for c in found]}
-    return read_record(write_record(record.path, record.settings, metrics, record.provenance))
 
 
 def figure(records: list[Record], path: Path) -> None:
@@ -177,13 +174,8 @@ def figure(records: list[Record], path: Path) -> None:
 def main(config: Config) -> None:
     records = measure(config)
     figure(records, config.folder / "spatial_locality.png")
-    for record in records:
-        for claim in record.metrics["claims"]:
-            print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims(records)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -12,23 +12,23 @@ The first group differs in kind (one frame for Wan, more latents for CogVideoX):
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from torch import Tensor
 
 from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
-from analysis.real_clips import Crops, measure_crops, short_name
+from analysis.printing import print_claims
+from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
 from analysis.temporal_locality_claims import claims, course_claim
 from analysis.temporal_locality_figure import figure
 from analysis.temporal_locality_fits import summarise
 from chopgrad import CausalDecoder
-from suite.claims import Claim
-from suite.records import Record, read_record, write_record
+from suite.command_line import run_main
+from suite.records import Record
 from suite.vaes import load_vae
 
 
@@ -92,9 +92,9 @@ def measure(config: Config) -> list[Record]:
         name = short_name(source)
         model = load_vae(source, config.device, subfolder=config.subfolder)
         young, young_fit = run(f"{name}-untrained", (f"{name}, random weights", untrained(model)), (), config.crops)
-        _rewrite(young, young_fit, [])
+        conclude(young, "fits", young_fit, [])
         trained, trained_fit = run(name, (source, model), OPERATOR_DISTANCES, config.crops)
-        records.append(_rewrite(trained, trained_fit, claims(name, trained_fit, young_fit)))
+        records.append(conclude(trained, "fits", trained_fit, claims(name, trained_fit, young_fit)))
     course: dict[int, dict[str, Any]] = {}
     for folder in _snapshots(config.snapshots):
         label = f"snapshot-{folder.name}"
@@ -102,7 +102,7 @@ def measure(config: Config) -> list[Record]:
             label, (f"snapshot {folder.name}", load_vae(str(folder), config.device)), (), config.small_crops
         )
         last = folder == _snapshots(config.snapshots)[-1]
-        records.append(_rewrite(record, course[_step(folder)], [course_claim(course)] if last else []))
+        records.append(conclude(record, "fits", course[_step(folder)], [course_claim(course)] if last else []))
     return records
 
 
@@ -123,22 +123,12 @@ def _snapshots(folder: Path | None) -> list[Path]:
     return found
 
 
-def _rewrite(record: Record, fitted: dict[str, Any], found: list[Claim]) -> Record:
-    metrics = {"samples": record.metrics["samples"], "fits": fitted, "claims": [asdict(c) for c in found]}
-    return read_record(write_record(record.path, record.settings, metrics, record.provenance))
-
-
 def main(config: Config) -> None:
     records = measure(config)
     names = [short_name(v) for v in config.vaes]
     figure(config.folder, names, _snapshots(config.snapshots), config.folder / "temporal_locality.png")
-    for record in records:
-        for claim in record.metrics["claims"]:
-            print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims(records)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.decay import Fit, compare, fit
+from analysis.real_clips import left_out_together
 from suite.bootstrap import mean_interval
 
 
@@ -32,8 +33,7 @@ def held_out_bound(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     alpha is the mean of the others' fits; C is then the smallest that bounds every pair of theirs.
     """
-    clips = list(dict.fromkeys(s["clip"] for s in samples))
-    key = (lambda s: s["clip"]) if len(clips) > 1 else (lambda s: (s["clip"], s["crop"]))
+    key = left_out_together(samples)
     rows = []
     for left_out in dict.fromkeys(map(key, samples)):
         others = [s for s in samples if key(s) != left_out]

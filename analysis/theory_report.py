@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import tyro
-
 from suite.claims import Claim, Verdict
+from suite.command_line import run_main
 from suite.records import ROOT, Record, read_records
 
 HEADER = ("#", "statement", "case", "in the paper", "verdict", "numbers", "experiment")
@@ -134,7 +133,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

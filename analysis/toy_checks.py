@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from analysis.error_bound_claims import CORRECTION
 from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
+from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from analysis.toys import DTYPE, TOYS, Toy, scalar
 from analysis.truncation_bounds import (
@@ -34,6 +34,7 @@ from analysis.truncation_bounds import (
     smallest_enough,
 )
 from suite.claims import Claim, Verdict
+from suite.command_line import run_main
 from suite.records import Record, provenance, read_record, write_record
 
 EXACT = 1e-9  # relative
@@ -216,12 +217,8 @@ def claims(toys: list[dict[str, Any]], sweep: list[dict[str, Any]]) -> list[Clai
 
 
 def main(config: Config) -> None:
-    for claim in measure(config).metrics["claims"]:
-        print(f"{claim['verdict']}: {claim['statement']}\n  {claim['evidence']}")
+    print_claims([measure(config)])
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -19,13 +19,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
 from analysis.mean_gradient import limits
 from analysis.parameter_gradients import gradients
+from analysis.printing import print_claims
 from analysis.settings import OnTask
 from analysis.training_bias_figure import figure, table
 from analysis.training_bias_gaps import DISTANCES, end_claims, gaps, label
@@ -33,6 +33,7 @@ from analysis.training_bias_toy import toy
 from chopgrad import Chop, Full, Strategy, frame_loss
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
+from suite.command_line import run_main
 from suite.records import Record
 from suite.restoration import Restoration, in_full_precision
 from suite.restoration_clips import Samples
@@ -183,13 +184,8 @@ def main(config: Config) -> None:
     end = end_task(config)
     figure(toys, end, config.folder / "training_bias.png")
     print(table(end))
-    for record in [*toys, end]:
-        for claim in record.metrics["claims"]:
-            print(f"- {claim['verdict']}: {claim['statement']} ({claim['evidence']})")
+    print_claims([*toys, end], bullets=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, Config, __doc__)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis import gradient_bias
+from analysis.real_clips import crop
 from chopgrad import Chop
 from suite.bootstrap import mean_interval
 from suite.records import ROOT, read_record
@@ -117,7 +118,7 @@ def test_distances_are_sorted_and_end_at_exact(folder, tmp_path, distances, kept
 def test_the_numbers_are_those_of_the_library(record, folder):
     settings = config(folder, None)
     sample = record.metrics["samples"][1]
-    video, start = gradient_bias._crop(folder / "clips" / "a.mkv", 1, settings)
+    video, start = crop(folder / "clips" / "a.mkv", 1, settings.frames, settings.size, settings.seed)
     assert (sample["clip"], sample["crop"], sample["first_frame"]) == ("a.mkv", 1, start)
     vae = load_vae(settings.vae, dtype=torch.float64)
     decoder = chopgrad.decoder_for(vae)
