@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch._functorch.config as functorch_config
-import torch._inductor.config as inductor_config
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -69,9 +68,10 @@ def channels_last(vae: Any) -> CausalDecoder:
 
 def compiled(vae: Any) -> CausalDecoder:
     torch.compiler.reset()  # all decoders share the code of a step, and PyTorch compiles a code eight times at the most
-    # Chop(1) goes back through a graph more than once. PyTorch's cache on disk does not tell the two settings apart, and
-    # code from the other one gives wrong gradients.
-    functorch_config.donated_buffer, inductor_config.cache_key_tag = False, "donated_buffer=False"
+    # Chop(1) goes back through a graph more than once. PyTorch's cache on disk does not tell the settings apart, and
+    # code of the other one gives wrong gradients.
+    functorch_config.donated_buffer = False
+    torch.compiler.config.cache_key_tag = "donated_buffer=False"
     decoder: Any = chopgrad.decoder_for(vae)
     decoder.step = torch.compile(decoder.step, dynamic=False)
     return decoder
