@@ -112,16 +112,19 @@ def test_offloading_moves_states_to_the_host(folders, name):
 
 @pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
 def test_offloading_moves_graphs_to_the_host(folders, name):
-    strategies = [Chop(1), Chop(1, offload=True), Chop(3, offload=True)]
+    strategies = [Chop(1), Chop(3), Chop(1, offload=True), Chop(3, offload=True)]
     size = {"wan2.1": 4, "cogvideox": 8}[name]
     frames = chopgrad.decoder_for(build(name)).frame_count(16)
     vae = str(folders / name)
     for trainable in (False, True):
-        rows = plan(vae, frames, size, size, dtype=torch.float32, strategies=strategies, trainable_decoder=trainable)
-        kept, two, four = rows
-        assert two.device_bytes < 0.6 * kept.device_bytes
-        assert two.host_bytes > kept.device_bytes - two.device_bytes
-        assert four.host_bytes == pytest.approx(2 * two.host_bytes, rel=0.05)
+        two, four, two_away, four_away = plan(
+            vae, frames, size, size, dtype=torch.float32, strategies=strategies, trainable_decoder=trainable
+        )
+        assert two_away.device_bytes < two.device_bytes
+        assert four_away.device_bytes - two_away.device_bytes < 0.2 * (four.device_bytes - two.device_bytes)
+        assert four_away.host_bytes == pytest.approx(2 * two_away.host_bytes, rel=0.05)
+        # Less leaves the device than lies on the host: what a graph saves twice is there twice.
+        assert two.device_bytes - two_away.device_bytes < two_away.host_bytes
 
 
 @pytest.mark.parametrize(
