@@ -1,4 +1,4 @@
-"""The targets: reached, not reached, or not measured here; with the numbers, and whether they are predicted."""
+"""The targets: reached, not reached, undecided, or not measured here; with the numbers, and where they come from."""
 
 from __future__ import annotations
 
@@ -61,26 +61,34 @@ def times(results: Results) -> Iterator[Verdict]:
 
 def _limit(results: Results, video: Case, strategy: Method, limit: float, where: str) -> Verdict:
     target = f"{label(strategy)} <= {limit:.2f} of the time of Full(): {where}"
-    return _timed(results, video, strategy, target, limit, "")
+    return _timed(results, video, strategy, target, (limit, limit, limit), "")
 
 
 def _faster(results: Results, video: Case, strategy: Strategy, where: str) -> Verdict:
     target = f"{label(strategy)} takes less time than the paper's {label(PAPER)}: {where}"
     paper = results.time(replace(video, strategy=PAPER))
-    return (
-        _timed(results, video, strategy, target, paper[0], f" against {_interval(paper)}") if paper else missing(target)
-    )
+    return _timed(results, video, strategy, target, paper, f" against {_interval(paper)}") if paper else missing(target)
 
 
-def _timed(results: Results, video: Case, strategy: Method, target: str, limit: float, against: str) -> Verdict:
+def _timed(
+    results: Results, video: Case, strategy: Method, target: str, limit: Sequence[float], against: str
+) -> Verdict:
     if found := results.time(replace(video, strategy=strategy)):
-        return Verdict(target, judge(found[0] <= limit), _interval(found) + against, "measured")
+        return Verdict(target, _compared(found, limit), _interval(found) + against, "measured")
     stand_in = ON_HOST.get(strategy)
     if stand_in is not None and (found := results.time(replace(video, strategy=stand_in))):
         numbers = f"without transfers, {label(stand_in)}: {_interval(found)}{against}"
         # Transfers only add to it.
-        return Verdict(target, "not measured here" if found[0] <= limit else judge(False), numbers, "stand-in")
+        missed = _compared(found, limit) == judge(False)
+        return Verdict(target, judge(False) if missed else "not measured here", numbers, "stand-in")
     return missing(target)
+
+
+def _compared(ratio: Sequence[float], limit: Sequence[float]) -> str:
+    """Of two means with their intervals."""
+    if ratio[2] <= limit[1]:
+        return judge(True)
+    return judge(False) if ratio[1] > limit[2] else "undecided"
 
 
 def _interval(ratio: Sequence[float]) -> str:

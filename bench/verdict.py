@@ -10,7 +10,7 @@ class Verdict(NamedTuple):
 
     target: str
     verdict: str
-    """``reached``, ``NOT reached`` or ``not measured here``."""
+    """``reached``, ``NOT reached``, ``undecided`` (intervals meet) or ``not measured here``."""
     numbers: str
     kind: str
     """Where the numbers come from: ``measured``, ``predicted``, or ``stand-in``: measured, of something near."""

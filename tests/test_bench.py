@@ -384,11 +384,16 @@ def test_times_are_judged_and_a_cpu_decides_nothing_about_offloading(tmp_path):
     pieces = next(v for t, v in found.items() if t.startswith("Exact(offload, pieces) <= 1.75"))
     assert pieces.verdict == "NOT reached" and pieces.kind == "stand-in"  # transfers only add to it
     on_gpu = [Case("full:wan2.1", 17, 256, 448, m, dtype="bfloat16", device="cuda") for m in methods]
-    for case, mean in zip(on_gpu, (1.0, 1.3, 1.9, 1.5, 1.4, 1.05), strict=True):
-        write(tmp_path, "time", case, time(mean))
-    found = {t.split(":")[0]: v for t, v in verdicts(tmp_path, on_gpu).items()}
-    assert found["Exact(offload) <= 1.40 of the time of Full()"].verdict == "NOT reached"
-    assert found["Exact(offload) takes less time than the paper's Chop(1)"].verdict == "NOT reached"
+    for offloading, against_full, against_paper in (
+        (1.25, "reached", "undecided"),
+        (1.35, "undecided", "undecided"),
+        (1.65, "NOT reached", "NOT reached"),
+    ):
+        for case, mean in zip(on_gpu, (1.0, 1.3, 1.9, offloading, 1.4, 1.05), strict=True):
+            write(tmp_path, "time", case, time(mean))
+        found = {t.split(":")[0]: v for t, v in verdicts(tmp_path, on_gpu).items()}
+        assert found["Exact(offload) <= 1.40 of the time of Full()"].verdict == against_full
+        assert found["Exact(offload) takes less time than the paper's Chop(1)"].verdict == against_paper
 
 
 def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
