@@ -50,7 +50,7 @@ def test_another_gradient_is_not_timed():
 def test_the_page_shows_the_committed_records():
     page = Config().page.read_text()
     records = [r for r in read_records(Config().out) if r.settings["device"] == "cpu"]
-    assert len(records) == 20 and not any(r.provenance["dirty"] for r in records)
+    assert len(records) == 24 and not any(r.provenance["dirty"] for r in records)
     assert filled(page, "cpu", table(records)) == page
     changed = filled(page, "cpu", "another table")
     assert "another table" in changed and "checkpoint=block |" not in changed
