@@ -1,50 +1,46 @@
 """The one engine: a forward pass over frame groups, and reverse sweeps that carry the adjoint of the state backwards.
 
-Frame groups are cut into blocks [a, b). For each block the losses of groups a .. min(b + D, T) - 1 are swept from last
-to first; gradients are kept for the latents and parameters of groups a .. b - 1 only, and the adjoint is cut at a. All
-strategies are this loop with other settings.
+A sweep starts from the adjoints of the frames, dL/dx_i for frame group i, wherever they come from: from a loss that
+sees one group at a time (``chopgrad.frame_loss``) or from one that sees the whole video (``chopgrad.decode``). Frame
+groups are cut into blocks [a, b). For each block the groups a .. min(b + D, T) - 1 are swept from last to first;
+gradients are kept for the latents and parameters of groups a .. b - 1 only, and the adjoint is cut at a. All strategies
+are this loop with other settings.
 
-A group is a chain of stages, ``(features, state slice) -> (features, state slice)``, the last of which gives the loss:
-one stage of everything, or, walked piece by piece, the decoder's pieces and then the loss. In the second case the sweep
-goes over a grid, groups times pieces: the graph of one piece exists at a time, and with offloading the slices of the
-state and of its adjoint visit the device one by one.
+A group is a chain of stages, ``(features, state slice) -> (features, state slice)``: one stage of everything, or,
+walked piece by piece, the decoder's pieces. In the second case the sweep goes over a grid, groups times pieces: the
+graph of one piece exists at a time, and with offloading the slices of the state and of its adjoint visit the device one
+by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
+from chopgrad.graph import Graph, Stage, total
 from chopgrad.memory import affordable_every
 from chopgrad.offload import Waiting, WaitingRoom, saved_on_host
 from chopgrad.strategies import Plan
 
-GroupLoss = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
-"""(group index, frames, context) -> (scalar loss of the group, context for the next group)."""
+See = Callable[[int, Tensor], None]
+"""``(group index, its frames)``, called for every group in order as soon as it is decoded."""
 
-Stage = Callable[[Features, Any], tuple[Features, Any]]
 Carry = list[Any]
-"""What one group hands to the next: for each stage its slice of the state (the loss's is its context)."""
+"""What one group hands to the next: for each stage its slice of the state."""
 Adjoint = list[Any]
 """For each stage the adjoints of its slice's leaves; None where there is none."""
 
-
-@dataclass
-class Graph:
-    """The graph of one stage between detached leaves."""
-
-    features: list[Tensor]
-    carry_in: list[Any]
-    outputs: Features
-    carry_out: list[Any]
-    spec: TreeSpec
+# In float16 a sweep's adjoints are scaled so that the largest is below 2 and their sum below this: the sum, because the
+# gradient of a bias is one, and 65504 is the largest number.
+LARGEST_SUM = 2.0**12
 
 
 @dataclass
@@ -58,128 +54,193 @@ class Kept:
     inputs: dict[int, list[Features]] = field(default_factory=dict)
     """What enters each stage of the group that is swept first."""
 
+    def copy(self) -> Kept:
+        return Kept(dict(self.carries), dict(self.graphs), {i: list(x) for i, x in self.inputs.items()})
+
 
 @dataclass
 class Gradients:
-    """Result of a sweep: the loss of each group, and the summed gradients of latents and parameters."""
+    """Of latents and parameters; None for what no adjoint reached, as with ordinary back-propagation."""
 
-    losses: list[Tensor]
     latents: Tensor | None
-    parameters: list[Tensor]
+    parameters: list[Tensor | None]
 
 
 class Sweep:
-    """One evaluation of the loss and its (possibly truncated) gradient.
+    """One decode and its (possibly truncated) vector-Jacobian product.
 
     Args:
         decoder: the recurrence.
         groups: its frame groups for these latents.
-        group_loss: loss of one group.
         plan: block, distance, recompute, offload, every, pieces.
         latents: [batch, channels, latent_frames, h, w]; read, never written.
         latents_need_grad: whether the gradient of the latents is wanted.
         parameters: decoder parameters whose gradient is wanted.
-        seeds: weight of each group's loss in the total; the adjoint each sweep starts from. Groups after the last whose
-            weight is not zero are not decoded, and no graph is built where no such group is in reach.
+        scored: groups whose frames may have an adjoint. Groups after the last of them are not decoded, and no graph is
+            built where none is in reach.
         first: first group whose gradient is wanted; the adjoint is cut there.
+        origin: a group at which a block begins.
     """
 
     def __init__(
         self,
         decoder: CausalDecoder,
         groups: Sequence[FrameGroup],
-        group_loss: GroupLoss,
         plan: Plan,
         latents: Tensor,
         latents_need_grad: bool,
         parameters: Sequence[Tensor],
-        seeds: Sequence[float],
+        scored: Collection[int],
         first: int = 0,
+        origin: int = 0,
     ) -> None:
-        self.scored = [i for i, seed in enumerate(seeds) if seed]
-        self.decoder, self.groups, self.group_loss = decoder, groups[: self.scored[-1] + 1], group_loss
+        self.scored = sorted(scored)
+        self.decoder, self.groups = decoder.for_pieces() if plan.pieces else decoder, groups[: self.scored[-1] + 1]
         self.latents, self.latents_need_grad = latents, latents_need_grad
-        self.parameters, self.seeds, self.first, self.plan = list(parameters), seeds, first, plan
-        self.block = plan.block or len(self.groups) - first
+        self.parameters, self.plan, self.first = list(parameters), plan, first
         self.every = plan.every or 1
         self.room = WaitingRoom(latents.device, plan.offload and plan.recompute)
         self.saved = WaitingRoom(latents.device, plan.offload and not plan.recompute)
+        count, block = len(self.groups), plan.block
+        self._starts = sorted({first, *(range(first + (origin - first) % block, count, block) if block else ())})
+        self._adjoints: dict[int, Any] = {}
+        self.half = _computes_in_float16(latents, decoder)
+        self._sizes: dict[int, Tensor] = {}
+        """Of the adjoints in float16: largest entry and sum of magnitudes."""
+        self._kept, self._block_start = Kept({}), first
+        """What ``pull`` starts from."""
+        self._buffers = [(name, x, x._version) for name, x in decoder.vae.named_buffers() if not x.is_inference()]
 
-    def values(self) -> list[Tensor]:
-        """The loss of each group, without any gradient; memory of one state."""
-        losses = []
+    def decode(self, see: See, keep: bool = False) -> dict[int, Carry]:
+        """Decode all groups without graphs, in the memory of one state.
+
+        Args:
+            keep: return the carries with which ``gradients`` can begin later: those that the plan keeps where all
+                groups are one block, else the one that enters the first group in reach.
+        """
         with self.room:
-            carry = self._initial_carry()
+            kept = Kept({0: self._initial_carry()})
             for i in range(len(self.groups)):
-                loss, carry = self._forward(i, carry)
-                losses.append(loss)
-        return losses
+                keeps = keep and self._keeps(i, kept.carries, self.first, spaced=self.plan.block is None)
+                see(i, self._advance(i, keeps, False, kept))
+            return kept.carries
 
-    def gradients(self) -> Gradients:
-        """The loss of each group, and the gradients that the plan keeps."""
-        with self.room, self.saved:
-            return self._gradients()
+    def gradients(self, see: See | None = None, carries: Mapping[int, Carry] | None = None) -> Gradients:
+        """The gradients that the plan keeps, of the adjoints that ``add_adjoint`` was given by the time of each sweep.
 
-    def _gradients(self) -> Gradients:
+        Args:
+            see: is shown the frames of every group that is decoded here, and may add adjoints.
+            carries: what ``decode`` returned; what it decoded for good is not decoded again. Read, never written.
+        """
         count = len(self.groups)
-        result = Gradients(
-            losses=[],
-            latents=torch.zeros_like(self.latents) if self.latents_need_grad else None,
-            parameters=[torch.zeros_like(p) for p in self.parameters],
-        )
-        kept = Kept({0: self._initial_carry()})
-        for a in range(self.first, count, self.block):
-            b = min(a + self.block, count)
-            end = min(b + self.plan.distance, count)
-            start = max((i for i in self.scored if a <= i < end), default=None)  # the sweep begins at the last loss
-            for i in range(len(result.losses), end):
-                # When recomputing, the group that is swept first is swept at once, so that it need not run again.
-                swept = self._in_reach(i) if not self.plan.recompute else i == start == end - 1
-                result.losses.append(self._advance(i, a, swept, kept))
-            self.room.clear()
-            if start is not None:
-                self._reverse(a, b, start, kept, result)
+        self._kept = kept = Kept(dict(carries) if carries else {0: self._initial_carry()})
+        done = count if carries and self.plan.block is None else min(kept.carries)
+        result = self._nothing()
+        with self.room, self.saved:
+            for a, b in self._blocks():
+                self._block_start = a
+                end = min(b + self.plan.distance, count)
+                start = max((i for i in self.scored if a <= i < end), default=None)  # where the sweep begins
+                for i in range(done, end):
+                    # When recomputing, the group that is swept first is swept at once, so that it need not run again.
+                    swept = self._in_reach(i) if not self.plan.recompute else i == start == end - 1
+                    keeps = self.plan.recompute and self._keeps(i, kept.carries, a, spaced=True)
+                    frames = self._advance(i, keeps, swept, kept)
+                    if see is not None:
+                        see(i, frames)
+                    del frames
+                done = max(done, end)
+                self.room.clear()
+                if start is not None:
+                    self._reverse(a, b, start, kept, self._adjoints, result)
+                for i in range(a, b):
+                    self._adjoints.pop(i, None)
+        return result
+
+    def add_adjoint(self, i: int, adjoint: Tensor) -> None:
+        """Add to dL/dx_i, [batch, 3, frames of the group, H, W]. Without effect once group i has been swept for good."""
+        if i < self._block_start:
+            return
+        if self.half:
+            adjoint = adjoint.float()  # what is too small for float16 now may be large enough when it is scaled
+        if i in self._adjoints:
+            adjoint = adjoint + self.room.get(self._adjoints[i])
+        if self.half:
+            self._sizes[i] = _size(adjoint)
+        self._adjoints[i] = self.room.put(adjoint)
+
+    def pull(self, i: int, adjoint: Tensor) -> Gradients:
+        """The gradients of ``(frames of group i * adjoint).sum()`` alone, while ``see`` is shown group i."""
+        result, kept = self._nothing(), self._kept.copy()
+        if self.half:
+            adjoint = adjoint.float()
+            self._sizes[i] = _size(adjoint)
+        self._reverse(self._block_start, i + 1, i, kept, {i: adjoint}, result, retain=True)
         return result
 
     @property
     def _whole(self) -> bool:
         return not self.plan.pieces
 
+    def _nothing(self) -> Gradients:
+        return Gradients(None, [None] * len(self.parameters))
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        return list(zip(self._starts, [*self._starts[1:], len(self.groups)], strict=True))
+
     def _in_reach(self, i: int) -> bool:
-        """Whether a loss is swept back to group i for its own gradient (if not, then neither for an earlier one's)."""
+        """Whether an adjoint is swept back to group i for its own gradient (if not, then neither for an earlier)."""
         if i < self.first:
             return False
-        last = self.first + ((i - self.first) // self.block + 1) * self.block - 1 + self.plan.distance
+        last = self._blocks()[bisect_right(self._starts, i) - 1][1] - 1 + self.plan.distance
         return any(i <= j <= last for j in self.scored)
 
-    def _advance(self, i: int, a: int, swept: bool, kept: Kept) -> Tensor:
-        """Run group i, leave its outgoing carry for later, and return its loss.
+    def _keeps(self, i: int, carries: dict[int, Carry], a: int, spaced: bool) -> bool:
+        """Whether what enters group i is kept: of the first group in reach, and with ``spaced`` of every k-th after a.
 
-        What a group that will be ``swept`` without running again needs is left too: its graph, or its stages' inputs.
+        A state that is not kept is rebuilt from the last one that is.
         """
-        carries = kept.carries
         if i == 2 and self.plan.every is None:
             self.every = self._affordable_every(carries[i])  # the first carry of full size
-        # A state that is not kept is rebuilt from the last one that is, so only this group needed it.
-        keep = self.plan.recompute and self._in_reach(i) and (i == min(carries) or (i - a) % self.every == 0)
-        carry_in = carries[i] if keep else carries.pop(i)
+        return self._in_reach(i) and (i == min(carries) or (spaced and (i - a) % self.every == 0))
+
+    def _advance(self, i: int, keeps: bool, swept: bool, kept: Kept) -> Tensor:
+        """Run group i and return its frames.
+
+        What a group that will be ``swept`` without running again needs is left: its graph, or its stages' inputs.
+        """
+        carries = kept.carries
+        carry_in = carries[i] if keeps else carries.pop(i)
         if swept and self._whole:
-            (stage,) = self._stages(i)
-            state = self.room.get(carry_in[0])
-            kept.graphs[i] = graph = self._graph(stage, (self._latent(i),), state, self.latents_need_grad)
-            loss = graph.outputs[0].detach()
-            carry = [self.room.put(tree_unflatten([_detached(x) for x in graph.carry_out], graph.spec))]
+            (stage,) = self._stages()
+            kept.graphs[i] = graph = self._graph(stage, (self._latent(i),), self.room.get(carry_in[0]), self.latents_need_grad)
+            frames, carry = graph.outputs[0], [self.room.put(graph.detached_carry())]
         else:
             inputs: list[Features] = []
-            loss, carry = self._forward(i, carry_in, inputs if swept else None)
+            frames, carry = self._forward(i, carry_in, inputs if swept else None)
             if swept:
                 kept.inputs[i] = inputs
         if i + 1 < len(self.groups):
             carries[i + 1] = carry
-        return loss
+        return frames
 
-    def _reverse(self, a: int, b: int, start: int, kept: Kept, result: Gradients) -> None:
+    def _reverse(
+        self,
+        a: int,
+        b: int,
+        start: int,
+        kept: Kept,
+        adjoints: Mapping[int, Any],
+        result: Gradients,
+        retain: bool = False,
+    ) -> None:
+        """Sweep groups ``start`` to a, add the gradients of groups a .. b - 1 to ``result``, and cut at a.
+
+        Args:
+            retain: keep all graphs.
+        """
         room, graphs, carries = self.room, kept.graphs, kept.carries
+        scale = self._scale(adjoints, a, start)
         adjoint: Adjoint | None = None
         for i in range(start, a - 1, -1):
             in_block, cut = i < b, i == a
@@ -187,9 +248,11 @@ class Sweep:
             inputs = kept.inputs.pop(i, None) or self._stage_inputs(i, carry)
             if self._whole and not cut:
                 room.fetch(carries.get(i - 1))
-            stages = self._stages(i)
+            stages = self._stages()
             before: Adjoint = [[] for _ in stages]
-            seeds: list[Tensor | None] = [self._seed(i)]
+            seeds: list[Tensor | None] = [room.get(adjoints[i]) if i in adjoints else None]
+            if scale is not None and seeds[0] is not None:
+                seeds = [seeds[0] * scale]
             for k in reversed(range(len(stages))):
                 features, state = room.get(inputs.pop()), room.get(carry[k])
                 after = room.get(adjoint[k]) if adjoint else []
@@ -200,19 +263,52 @@ class Sweep:
                 tracked = k > 0 or self.latents_need_grad
                 graph = graphs.pop(i, None) or self._graph(stages[k], features, state, tracked)
                 del features, state
-                retain = not in_block and not self.plan.recompute
-                if retain:
+                again = retain or (not in_block and not self.plan.recompute)
+                if again and not self.plan.recompute:
                     graphs[i] = graph
-                is_latent = k == 0
-                seeds, before_k = self._pull(graph, seeds, after, is_latent, in_block, cut, retain, result)
-                if is_latent and in_block and result.latents is not None and seeds[0] is not None:
-                    result.latents[:, :, self.groups[i].latents] = seeds[0]
-                before[k] = before_k if self._whole else room.put(before_k)
-                del graph, after, before_k  # before the next graph is built
+                seeds, of_parameters, of_state = graph.pull(
+                    seeds,
+                    after,
+                    features=k > 0 or (in_block and self.latents_need_grad),
+                    parameters=self.parameters if in_block else [],
+                    carry=not cut,
+                    retain=again,
+                )
+                if in_block:
+                    self._record(result, i, seeds[0] if k == 0 else None, of_parameters, scale)
+                before[k] = of_state if self._whole else room.put(of_state)
+                del graph, after, of_state, of_parameters  # before the next graph is built
             adjoint = before
             if in_block:
                 carries.pop(i, None)  # no later block starts before b
         room.clear()
+
+    def _record(
+        self,
+        result: Gradients,
+        i: int,
+        of_latent: Tensor | None,
+        of_parameters: list[Tensor | None],
+        scale: Tensor | None,
+    ) -> None:
+        if scale is not None:  # float16: the true gradient may need a larger range
+            of_latent = None if of_latent is None else of_latent.float() / scale
+            of_parameters = [None if x is None else x.float() / scale for x in of_parameters]
+        result.parameters = total(result.parameters, of_parameters)
+        if of_latent is not None:
+            if result.latents is None:
+                result.latents = torch.zeros_like(self.latents, dtype=of_latent.dtype)
+            result.latents[:, :, self.groups[i].latents] = of_latent
+
+    def _scale(self, adjoints: Mapping[int, Any], a: int, start: int) -> Tensor | None:
+        """In float16, the power of two that the adjoints of groups a .. start are multiplied with."""
+        sizes = [self._sizes[i] for i in range(a, start + 1) if i in adjoints] if self.half else []
+        if not sizes:
+            return None
+        largest, sums = torch.stack(sizes).unbind(1)
+        room = torch.minimum(1 / largest.max(), LARGEST_SUM / sums.sum())
+        # Without an adjoint that is not zero it would be infinite.
+        return torch.exp2(torch.floor(torch.log2(room)).nan_to_num(0.0).clamp(-100, 100))
 
     def _carry(self, i: int, carries: dict[int, Carry]) -> Carry:
         """The carry that enters group i: kept, or rebuilt from the last one kept before it."""
@@ -229,49 +325,40 @@ class Sweep:
         size = sum(x.nbytes for x in tensors if isinstance(x, Tensor))
         return affordable_every(len(self.groups), size, "cpu" if self.room.enabled else self.latents.device)
 
-    def _stages(self, i: int) -> list[Stage]:
-        """What group i runs: everything at once, or the decoder's pieces and then the loss."""
+    def _stages(self) -> list[Stage]:
+        """What a group runs: everything at once, or the decoder's pieces."""
 
-        def loss(features: Features, context: Any) -> tuple[Features, Any]:
-            value, context = self.group_loss(i, features[0], context)
-            return (value,), context
-
-        def everything(features: Features, carry: Any) -> tuple[Features, Any]:
-            state, context = carry
+        def everything(features: Features, state: Any) -> tuple[Features, Any]:
             frames, state = self.decoder.step(features[0], state)
-            features, context = loss((frames,), context)
-            return features, (state, context)
+            return (frames,), state
 
-        return [everything] if self._whole else [*self.decoder.pieces(), loss]
+        return [everything] if self._whole else list(self.decoder.pieces())
 
     def _initial_carry(self) -> Carry:
         state = self.decoder.initial_state()
-        return self.room.put([(state, None)] if self._whole else [*state, None])
+        return self.room.put([state] if self._whole else list(state))
 
     def _latent(self, i: int) -> Tensor:
         return self.latents[:, :, self.groups[i].latents]
 
-    def _seed(self, i: int) -> Tensor | None:
-        return torch.tensor(self.seeds[i], dtype=torch.float64) if self.seeds[i] else None
-
     def _forward(
-        self, i: int, carry: Carry, inputs: list[Features] | None = None, with_loss: bool = True
+        self, i: int, carry: Carry, inputs: list[Features] | None = None, to_the_end: bool = True
     ) -> tuple[Tensor, Carry]:
-        """Run group i without graphs: its loss, and the carry that enters the next group.
+        """Run group i without graphs: its frames, and the carry that enters the next group.
 
         Args:
             inputs: is given the features that enter each stage; of a single stage, its latent. They wait where the
                 state waits.
-            with_loss: False: stop before the last stage, and pass on no carry.
+            to_the_end: False: stop before the last stage, and pass on no carry.
         """
         features: Features = (self._latent(i),)
         if inputs is not None:
             inputs.append(features)
-        stages = self._stages(i)
-        onward = with_loss and i + 1 < len(self.groups)
+        stages = self._stages()
+        onward = to_the_end and i + 1 < len(self.groups)
         after: Carry = []
         with torch.no_grad():
-            for k, stage in enumerate(stages if with_loss else stages[:-1]):
+            for k, stage in enumerate(stages if to_the_end else stages[:-1]):
                 entering, state = features, self.room.get(carry[k])
                 self.room.fetch(carry[k + 1 : k + 2])
                 features, new = stage(entering, state)
@@ -279,11 +366,12 @@ class Sweep:
                 if inputs is not None and k + 1 < len(stages):
                     inputs.append(self._waiting(features, dict(zip(map(id, entering), inputs[-1], strict=True))))
                 del entering, state, new
+        self._check_buffers()
         return features[0], after
 
     def _stage_inputs(self, i: int, carry: Carry) -> list[Features]:
         inputs: list[Features] = []
-        self._forward(i, carry, inputs, with_loss=False)
+        self._forward(i, carry, inputs, to_the_end=False)
         return inputs
 
     def _waiting(self, features: Features, waiting: dict[int, Any]) -> Features:
@@ -293,59 +381,27 @@ class Sweep:
         return tuple(waiting[id(x)] for x in features)
 
     def _graph(self, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
-        """Run a stage on detached leaves, with a graph of its own that ends at them."""
-        leaves, spec = tree_flatten(carry)
-        carry_in = [_leaf(x) for x in leaves]
-        inputs = [_leaf(x) if tracked else x.detach() for x in features]
         on_host = saved_on_host(self.saved, self.decoder.parameters()) if self.saved.enabled else nullcontext()
-        with torch.enable_grad(), on_host:
-            outputs, after = stage(tuple(inputs), tree_unflatten(carry_in, spec))
-        carry_out, spec = tree_flatten(after)
-        return Graph(inputs, carry_in, outputs, carry_out, spec)
+        with on_host:
+            return Graph.of(stage, features, carry, tracked)
 
-    def _pull(
-        self,
-        graph: Graph,
-        seeds: Sequence[Tensor | None],
-        after: Sequence[Tensor | None],
-        is_latent: bool,
-        in_block: bool,
-        cut: bool,
-        retain: bool,
-        result: Gradients,
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """One stage's vector-Jacobian product: adjoints of what leaves it -> adjoints of its features and its slice."""
-        outputs, adjoints = [], []
-        for x, seed in [*zip(graph.outputs, seeds, strict=True), *zip(graph.carry_out, after, strict=False)]:
-            if seed is not None and isinstance(x, Tensor) and x.requires_grad:
-                outputs.append(x)
-                adjoints.append(seed.to(x))
-        wanted_features = graph.features if not is_latent or (in_block and self.latents_need_grad) else []
-        wanted_parameters = self.parameters if in_block else []
-        tracked = [isinstance(x, Tensor) and x.requires_grad for x in graph.carry_in]
-        wanted_carry = [] if cut else [x for x, t in zip(graph.carry_in, tracked, strict=True) if t]
-        inputs = [*wanted_features, *wanted_parameters, *wanted_carry]
-        if not outputs or not inputs:
-            return [None] * len(graph.features), []
-        with _no_autocast(self.latents.device.type):
-            gradients = iter(torch.autograd.grad(outputs, inputs, adjoints, retain_graph=retain, allow_unused=True))
-        of_features: list[Tensor | None] = [next(gradients) for _ in wanted_features]
-        for total, _ in zip(result.parameters, wanted_parameters, strict=False):
-            if (gradient := next(gradients)) is not None:
-                total.add_(gradient)
-        return of_features or [None] * len(graph.features), [] if cut else [
-            next(gradients) if t else None for t in tracked
-        ]
+    def _check_buffers(self) -> None:
+        changed = next((name for name, x, version in self._buffers if x._version != version), None)
+        if changed is not None:
+            raise RuntimeError(
+                f"The decoder's buffer '{changed}' changes whenever it decodes (spectral norm or batch norm in training "
+                "mode?), so that a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, "
+                "chopgrad.decode(..., Full())."
+            )
 
 
-def _leaf(x: Any) -> Any:
-    return x.detach().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x
+def _size(adjoint: Tensor) -> Tensor:
+    magnitude = adjoint.abs()
+    return torch.stack([magnitude.max(), magnitude.sum()])
 
 
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
-
-
-def _no_autocast(device_type: str) -> Any:
-    # Backward formulas choose their own precision; PyTorch asks that autocast not be active around them.
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+def _computes_in_float16(latents: Tensor, decoder: CausalDecoder) -> bool:
+    kind = latents.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind) == torch.float16
+    return latents.dtype == torch.float16

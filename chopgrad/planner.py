@@ -120,7 +120,7 @@ def plan(
     """
     with ShapesOnly(), torch.device("meta"):
         model = _build(vae, dtype, subfolder).eval().requires_grad_(trainable_decoder)
-        decoder = decoder_for(model)
+        decoder = decoder_for(model, checkpoint=None)
         latent_frames = _latent_frames(decoder, frames)
         factor = _spatial_factor(decoder, dtype)
         if min(height, width) < 1 or height % factor or width % factor:

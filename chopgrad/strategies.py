@@ -20,7 +20,7 @@ strategy                             gradient               forwards + backwards
 ===================================  =====================  ==========================  ===========================
 
 At 480x832 in bfloat16 the Wan 2.1 decoder has A = 21 GiB, c = 1.8 GiB and a = 7 GiB; A and a are less with
-``decoder_for(vae, checkpoint=...)``. ``chopgrad.Adaptive(tolerance)`` is ``Chop`` with a distance chosen on the way.
+``decoder_for(vae, checkpoint=...)``.
 
 Every strategy is read by the one engine (``chopgrad.engine``) as the same few settings.
 """
@@ -162,3 +162,6 @@ class Sampled:
 
 
 Strategy = Full | Chop | Exact | Sampled
+
+RECOMMENDED = Exact(offload=True, pieces=True)
+"""What ``decode``, ``frame_loss`` and ``patch`` do where nothing is said: exact, in the least memory."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from chopgrad.decoders.base import CausalDecoder, Checkpoint, FrameGroup, State
 from chopgrad.decoders.cogvideox import CogVideoXDecoder
+from chopgrad.decoders.own import SINGLE_FILE, bare, check_by_trial, check_source
 from chopgrad.decoders.wan import WanDecoder
 
 DECODERS: dict[str, type[CausalDecoder]] = {
@@ -15,26 +16,45 @@ DECODERS: dict[str, type[CausalDecoder]] = {
 }
 
 
-def decoder_for(vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = None) -> CausalDecoder:
+def decoder_for(
+    vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = "auto", check: bool = True
+) -> CausalDecoder:
     """The recurrence behind a diffusers video VAE.
 
     Args:
-        vae: a model of a supported class (``DECODERS``), or of a subclass; used in place.
-        clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end. CogVideoX has none.
+        vae: a model of a supported class (``DECODERS``), of a subclass, or a PeftModel or compiled module around one;
+            used in place.
+        clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end, and which has no gradient for
+            pixels beyond. CogVideoX has none.
         checkpoint: recompute each ``"block"``, each ``"residual"`` unit, or what works ``"frame"`` by frame, in the
             backward pass of every graph through this decoder: less memory, up to one more forward pass, the same
             gradient (see ``CausalDecoder``). diffusers has none for Wan and Qwen-Image: their cache changes in place.
+            ``"auto"``: ``"frame"`` where a strategy walks pieces, else nothing.
+        check: compare with the VAE's own decode on a tiny latent, and refuse code and hooks of its own that would not
+            be called.
 
     Raises:
-        ValueError: the class is not supported (the message lists those that are), or an unknown ``checkpoint``.
+        ValueError: the class is not supported (the message lists those that are), the VAE was changed in a way that a
+            step would pass by, or an unknown ``checkpoint``.
+
+    Cost: two decodes of two frame groups of 2x2 latents, unless ``check=False``.
     """
-    for cls in type(vae).__mro__:
-        if cls.__name__ in DECODERS:
-            return DECODERS[cls.__name__](vae, clamp=clamp, checkpoint=checkpoint)
-    raise ValueError(
-        f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. "
-        "To add one, subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS."
-    )
+    vae = bare(vae)
+    name = next((cls.__name__ for cls in type(vae).__mro__ if cls.__name__ in DECODERS), None)
+    if name is None:
+        raise ValueError(
+            f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. To add one, "
+            "subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS. For Wan's weights in the "
+            f"original format: {SINGLE_FILE}."
+        )
+    cls = DECODERS[name]
+    if check and cls.package is not None:
+        check_source(vae, cls.package)
+    decoder = cls(vae, clamp=clamp, checkpoint=checkpoint)
+    if check:
+        decoder.passed_by = check_by_trial(decoder)
+        decoder.prepare()
+    return decoder
 
 
 __all__ = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from copy import copy
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ Piece = Callable[[Features, Any], tuple[Features, Any]]
 Blocks = list[list[list[Piece]]]
 """A decoder's blocks, each a list of units (a residual block, an attention, an upsampler), each a list of pieces."""
 
-Checkpoint = Literal["frame", "residual", "block"] | None
+Checkpoint = Literal["auto", "frame", "residual", "block"] | None
 
 
 class FrameGroup(NamedTuple):
@@ -46,20 +47,26 @@ class CausalDecoder(ABC):
     Args:
         vae: the diffusers model, used in place: nothing is copied and no module attribute is changed.
         clamp: apply the clamp to [-1, 1] with which some VAEs end their decode. It zeroes the gradient of saturated
-            pixels, so training often goes better without it.
+            pixels, as it does in the VAE's own decode; False leaves it out.
         checkpoint: recompute parts of a step in the backward pass (non-reentrant checkpointing), in every graph, also
             without ``frame_loss``; the gradient is the same. ``"block"`` keeps only what enters each resolution level,
             ``"residual"`` what enters each residual block, attention and upsampler: one more forward pass, and less A
             for the strategies that keep whole groups. ``"frame"`` recomputes norms, activations and Wan's spatial
             upsampling, frame by frame unless frames are mixed (CogVideoX's norm): it costs no causal convolution
-            again, lowers the peak of a single piece too, and so goes with ``pieces=True``.
+            again, lowers the peak of a single piece too, and so goes with ``pieces=True``. ``"auto"``: ``"frame"``
+            where pieces are walked, else None.
     """
 
-    def __init__(self, vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = None) -> None:
-        if checkpoint not in (None, "frame", "residual", "block"):
-            raise ValueError(f"checkpoint must be 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
+    package: ClassVar[str | None] = None
+    """Where ``decoder_for`` expects the VAE's class to come from; None: anywhere."""
+
+    def __init__(self, vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = "auto") -> None:
+        if checkpoint not in ("auto", None, "frame", "residual", "block"):
+            raise ValueError(f"checkpoint must be 'auto', 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
         self.vae: Any = vae  # a diffusers model: its attributes are not typed
         self.clamp, self.checkpoint = clamp, checkpoint
+        self.passed_by: list[tuple[str, nn.Module]] = []
+        """Modules that the VAE's own decode calls and a step does not, by name: see ``decoder_for``."""
 
     @property
     @abstractmethod
@@ -87,6 +94,14 @@ class CausalDecoder(ABC):
     def pieces(self) -> list[Piece]:
         """The pieces of all blocks in order."""
         return [piece for block in self.blocks() for unit in block for piece in unit]
+
+    def for_pieces(self) -> Self:
+        """The same decoder with what ``checkpoint="auto"`` means where pieces are walked."""
+        if self.checkpoint != "auto":
+            return self
+        walked = copy(self)
+        walked.checkpoint = "frame"
+        return walked
 
     def step(self, z: Tensor, state: State) -> tuple[Tensor, State]:
         """Decode one frame group.
@@ -149,6 +164,22 @@ class CausalDecoder(ABC):
         if self.vae.post_quant_conv is not None:
             yield from self.vae.post_quant_conv.parameters()
 
+    def prepare(self) -> None:
+        """Before frames are decoded, as the VAE's own ``decode`` does it: bring offloaded weights to their device.
+
+        Raises:
+            ValueError: the VAE was changed meanwhile in a way that a step would pass by.
+        """
+        offloading = getattr(self.vae, "_hf_hook", None)  # of accelerate, as in a pipeline's enable_model_cpu_offload
+        if hasattr(offloading, "pre_forward"):
+            offloading.pre_forward(self.vae)
+        if getattr(self.vae, "use_tiling", False):
+            raise ValueError(
+                "The VAE tiles (enable_tiling), so that its own decode blends other frames: call vae.disable_tiling(). "
+                "Exact(offload=True, pieces=True) needs less memory than tiles with a gradient do."
+            )
+        check_hooks(self.passed_by)
+
     def frame_count(self, latent_frames: int) -> int:
         """Number of video frames that ``latent_frames`` latents decode to."""
         return self.frame_groups(latent_frames)[-1].frames.stop
@@ -171,6 +202,19 @@ def _run(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> t
         features, new = piece(features, before)
         after.append(new)
     return features, after
+
+
+def check_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
+    """Raises:
+    ValueError: one of these modules has a hook, which would not be run.
+    """
+    for name, module in modules:
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        if any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module):
+            raise ValueError(
+                f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the decoder calls "
+                "the convolutions and norms inside it one by one: remove it, or put it on these."
+            )
 
 
 def check_latent_frames(latent_frames: int) -> None:

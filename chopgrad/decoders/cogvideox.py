@@ -18,6 +18,8 @@ class CogVideoXDecoder(CausalDecoder):
     convolutions, less those of 1x1x1 convolutions: upstream stores the whole upsampled latent there and never reads it.
     """
 
+    package = "diffusers"
+
     @property
     def latent_channels(self) -> int:
         return self.vae.config.latent_channels

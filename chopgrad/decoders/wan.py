@@ -23,6 +23,8 @@ class WanDecoder(CausalDecoder):
     last two feature frames.
     """
 
+    package = "diffusers"
+
     @property
     def latent_channels(self) -> int:
         return self.vae.config.z_dim

@@ -1,0 +1,199 @@
+"""The loss of each frame group as it is decoded: its value, and its gradient at the frames and at everything else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+from torch.utils._pytree import tree_map
+
+from chopgrad.engine import Gradients, Sweep
+from chopgrad.target import Target, frame_parts, target_part
+
+
+class GroupLosses:
+    """Shown every group in order (``see``), evaluates its loss once, and gives the sweep the adjoint of the frames.
+
+    Args:
+        sweep: is given the adjoints; decodes what is seen.
+        target, loss_fn, context_frames: see ``chopgrad.frame_loss``.
+        weights: of the groups' losses in the total; those of weight 0 are not evaluated.
+        sources: the tensors that the frames depend on and whose gradient the sweep computes, latents first.
+        graded: whether any gradient is wanted.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        target: Target,
+        loss_fn: Callable[..., Tensor],
+        weights: Sequence[float],
+        sources: Sequence[Tensor],
+        context_frames: int,
+        graded: bool,
+    ) -> None:
+        self.sweep, self.target, self.loss_fn, self.weights = sweep, target, loss_fn, weights
+        self.sources, self.context_frames, self.graded = list(sources), context_frames, graded
+        self.values: list[Tensor] = []
+        self.others: dict[Tensor, Tensor] = {}
+        """Gradients of the leaves that a loss depends on otherwise than by the frames."""
+        self._context: list[tuple[int, Tensor, Any]] = []
+        self._exponent = 0
+        self._told = False
+
+    def see(self, i: int, frames: Tensor) -> None:
+        if not self.weights[i] and not self.context_frames:
+            self.values.append(frames.new_zeros(()))
+            return
+        with torch.set_grad_enabled(self.graded):
+            since = _sequence_number() if self.graded else 0
+            part = target_part(self.target, self.sweep.groups[i], frames)
+            kept = self._kept_for_context(i, frames, part) if self.context_frames else None
+            self.values.append(self._loss(i, frames, part, since) if self.weights[i] else frames.new_zeros(()))
+        if kept is not None:
+            self._context.append(kept)
+            while sum(x.shape[2] for _, x, _ in self._context[1:]) >= self.context_frames:
+                self._context.pop(0)
+
+    def _loss(self, i: int, frames: Tensor, part: Any, since: int) -> Tensor:
+        shown = frames.detach()
+        if self.sources:
+            # What the loss differentiates through this node, if it does at all, is the strategy's own gradient.
+            shown = _Shown.apply(shown, lambda adjoint: self.sweep.pull(i, adjoint), *self.sources)
+        before = [(j, self._shown_before(x)) for j, x, _ in self._context]
+        arguments: tuple[Any, ...] = (shown.clone(), part)  # a copy, so that the loss may change it
+        if self.context_frames:
+            arguments += (self._pair([x for _, x in before]) if before else None,)
+        loss = self.loss_fn(*arguments)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            got = f"shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                "loss_fn must return one floating-point scalar, the mean over the frames it is given; for frame group "
+                f"{i} it returned {got}."
+            )
+        if self.graded and loss.requires_grad:
+            self._exponent = self._exponent or frames.numel().bit_length() - 1
+            inputs = [(i, shown), *before] if self.sources else []
+            self._differentiate(loss.reshape(()), self.weights[i], inputs, since)
+        # A copy: some losses (mse_loss on the CPU) return a scalar in a storage as large as the frames.
+        return loss.detach().reshape(()).clone()
+
+    def _differentiate(self, loss: Tensor, weight: float, shown: list[tuple[int, Tensor]], since: int) -> None:
+        leaves, outside = _other_leaves(loss, [x for _, x in shown], since)
+        if outside and not self._told:
+            self._told = True
+            warnings.warn(
+                "The loss depends on tensors that were computed outside of it, beside the frames; each group's loss is "
+                "differentiated through that computation anew. chopgrad.decode does it once.",
+                stacklevel=6,
+            )
+        found = self._gradients(loss, weight, [*(x for _, x in shown), *leaves], retain=outside)
+        for (j, x), adjoint in zip(shown, found, strict=False):
+            if adjoint is not None:
+                frames = self.sweep.groups[j].frame_count
+                # Of an earlier group the last frames were shown.
+                self.sweep.add_adjoint(j, pad(adjoint, (0, 0, 0, 0, frames - x.shape[2], 0)))
+        for leaf, gradient in zip(leaves, found[len(shown) :], strict=True):
+            if gradient is not None:
+                self.others[leaf] = self.others[leaf] + gradient if leaf in self.others else gradient
+
+    def _gradients(self, loss: Tensor, weight: float, inputs: list[Tensor], retain: bool) -> list[Tensor | None]:
+        """``weight`` times the gradients of the loss."""
+        if not inputs:
+            return []
+        seed = torch.full_like(loss, weight)
+        if not self.sweep.half:
+            return list(torch.autograd.grad(loss, inputs, seed, allow_unused=True, retain_graph=retain))
+        # A mean over many pixels has a gradient below the range of float16, a reward may have one near its end: start
+        # from the number of pixels, and go down as long as anything overflows.
+        while True:
+            exponent = min(self._exponent, 15) if loss.dtype == torch.float16 else self._exponent
+            found = torch.autograd.grad(
+                loss, inputs, torch.full_like(loss, weight * 2.0**exponent), allow_unused=True, retain_graph=True
+            )
+            if exponent == 0 or all(x is None or x.isfinite().all() for x in found):
+                break
+            self._exponent = max(0, exponent - 4)
+        return [None if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) / 2**exponent for x in found]
+
+    def _kept_for_context(self, i: int, frames: Tensor, part: Any) -> tuple[int, Tensor, Any]:
+        # A clone, so that the whole group's frames are not kept alive, and what the loss changes is not seen.
+        last = slice(max(0, frames.shape[2] - self.context_frames), None)
+        of_part = tree_map(
+            lambda x: x.clone() if isinstance(x, Tensor) else x, frame_parts(part, frames.shape[2], last)
+        )
+        return i, frames.detach()[:, :, last].clone(), of_part
+
+    def _shown_before(self, frames: Tensor) -> Tensor:
+        return _Shown.apply(frames, None, *self.sources) if self.sources else frames
+
+    def _pair(self, frames: list[Tensor]) -> tuple[Tensor, Any]:
+        """The context: frames and target frames before this group."""
+        last = slice(-self.context_frames, None)
+        parts = [part for _, _, part in self._context]
+        counts = [x.shape[2] for x in frames]
+
+        def join(*parts: Any) -> Any:
+            framed = all(
+                isinstance(x, Tensor) and x.ndim > 2 and x.shape[2] == n for x, n in zip(parts, counts, strict=True)
+            )
+            return torch.cat(parts, dim=2)[:, :, last] if framed else parts[-1]
+
+        return torch.cat(frames, dim=2)[:, :, last], tree_map(join, *parts)
+
+
+class _Shown(torch.autograd.Function):
+    """A group's frames as a function of latents and parameters: differentiated only if the loss itself asks for it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, frames: Tensor, pull: Callable[[Tensor], Gradients] | None, *sources: Tensor
+    ) -> Tensor:
+        ctx.pull, ctx.dtypes = pull, [x.dtype for x in sources]
+        return frames.view_as(frames)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.pull is None:
+            raise RuntimeError(
+                "torch.autograd.grad inside a loss with context_frames would miss what reaches a parameter by the "
+                "context: use chopgrad.decode, whose frames are an ordinary tensor."
+            )
+        gradients = ctx.pull(adjoint)
+        found = [gradients.latents, *gradients.parameters][-len(ctx.dtypes) :]
+        return None, None, *(None if g is None else g.to(d) for g, d in zip(found, ctx.dtypes, strict=True))
+
+
+def _sequence_number() -> int:
+    """PyTorch numbers the nodes of graphs in the order in which a thread makes them."""
+    return torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr()
+
+
+def _other_leaves(loss: Tensor, shown: list[Tensor], since: int) -> tuple[list[Tensor], bool]:
+    """The leaves of the loss's graph that are not reached by the frames.
+
+    Also whether some are reached only through nodes that are older than ``since``: by a tensor that was computed before
+    the loss was called. (What a loss differentiates itself makes nodes in another thread, with numbers of their own,
+    but these lead to leaves that younger nodes lead to as well.)
+    """
+    stops = {x.grad_fn for x in shown}
+    leaves: dict[Tensor, bool] = {}
+    known: dict[Any, bool] = {}
+    waiting = [(loss.grad_fn, False)]
+    while waiting:
+        node, old = waiting.pop()
+        if node is None or node in stops or (node in known and known[node] <= old):
+            continue
+        known[node] = old
+        if hasattr(node, "variable"):
+            leaves[node.variable] = leaves.get(node.variable, True) and old
+            continue
+        old = old or node._sequence_nr() < since
+        waiting += [(following, old) for following, _ in node.next_functions]
+    return list(leaves), any(leaves.values())
