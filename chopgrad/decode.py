@@ -130,7 +130,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         latents, *tensors = ctx.saved_tensors
-        call.decoder.prepare()
+        call.decoder.onload()
         with ctx.autocast.again(), unshared_weights():
             sweep = call.sweep(latents)
             for i in call.chosen:

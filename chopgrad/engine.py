@@ -109,6 +109,7 @@ class Sweep:
         """Of the adjoints in float16: largest entry and sum of magnitudes."""
         self._kept, self._block_start = Kept({}), first
         """What ``pull`` starts from."""
+        self._repeats = plan.recompute
         self._buffers = [(name, x, x._version) for name, x in decoder.vae.named_buffers() if not x.is_inference()]
 
     def decode(self, see: See, keep: bool = False) -> dict[int, Carry]:
@@ -118,6 +119,7 @@ class Sweep:
             keep: return the carries with which ``gradients`` can begin later: those that the plan keeps where all
                 groups are one block, else the one that enters the first group in reach.
         """
+        self._repeats = self._repeats or keep
         with self.room:
             kept = Kept({0: self._initial_carry()})
             for i in range(len(self.groups)):
@@ -386,6 +388,8 @@ class Sweep:
             return Graph.of(stage, features, carry, tracked)
 
     def _check_buffers(self) -> None:
+        if not self._repeats:
+            return
         changed = next((name for name, x, version in self._buffers if x._version != version), None)
         if changed is not None:
             raise RuntimeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class GroupLosses:
         """Gradients of the leaves that a loss depends on otherwise than by the frames."""
         self._context: list[tuple[int, Tensor, Any]] = []
         self._exponent = 0
+        self._reach = _Reach()
         self._told = False
 
     def see(self, i: int, frames: Tensor) -> None:
@@ -64,7 +66,7 @@ class GroupLosses:
         shown = frames.detach()
         if self.sources:
             # What the loss differentiates through this node, if it does at all, is the strategy's own gradient.
-            shown = _Shown.apply(shown, lambda adjoint: self.sweep.pull(i, adjoint), *self.sources)
+            shown = _Shown.apply(shown, self._reach, lambda adjoint: self.sweep.pull(i, adjoint), *self.sources)
         before = [(j, self._shown_before(x)) for j, x, _ in self._context]
         arguments: tuple[Any, ...] = (shown.clone(), part)  # a copy, so that the loss may change it
         if self.context_frames:
@@ -92,7 +94,11 @@ class GroupLosses:
                 "differentiated through that computation anew. chopgrad.decode does it once.",
                 stacklevel=6,
             )
-        found = self._gradients(loss, weight, [*(x for _, x in shown), *leaves], retain=outside)
+        self._reach.ends_at_frames = True
+        try:
+            found = self._gradients(loss, weight, [*(x for _, x in shown), *leaves], retain=outside)
+        finally:
+            self._reach.ends_at_frames = False
         for (j, x), adjoint in zip(shown, found, strict=False):
             if adjoint is not None:
                 frames = self.sweep.groups[j].frame_count
@@ -130,7 +136,7 @@ class GroupLosses:
         return i, frames.detach()[:, :, last].clone(), of_part
 
     def _shown_before(self, frames: Tensor) -> Tensor:
-        return _Shown.apply(frames, None, *self.sources) if self.sources else frames
+        return _Shown.apply(frames, self._reach, None, *self.sources) if self.sources else frames
 
     def _pair(self, frames: list[Tensor]) -> tuple[Tensor, Any]:
         """The context: frames and target frames before this group."""
@@ -147,27 +153,37 @@ class GroupLosses:
         return torch.cat(frames, dim=2)[:, :, last], tree_map(join, *parts)
 
 
+@dataclass
+class _Reach:
+    """How far gradients go that reach the frames."""
+
+    ends_at_frames: bool = False
+    """While the adjoint of the frames is asked for: a leaf may be reached beside the frames, and by them too."""
+
+
 class _Shown(torch.autograd.Function):
     """A group's frames as a function of latents and parameters: differentiated only if the loss itself asks for it."""
 
     @staticmethod
     def forward(
-        ctx: Any, frames: Tensor, pull: Callable[[Tensor], Gradients] | None, *sources: Tensor
+        ctx: Any, frames: Tensor, reach: _Reach, pull: Callable[[Tensor], Gradients] | None, *sources: Tensor
     ) -> Tensor:
-        ctx.pull, ctx.dtypes = pull, [x.dtype for x in sources]
+        ctx.reach, ctx.pull, ctx.dtypes = reach, pull, [x.dtype for x in sources]
         return frames.view_as(frames)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.pull is None:
-            raise RuntimeError(
-                "torch.autograd.grad inside a loss with context_frames would miss what reaches a parameter by the "
-                "context: use chopgrad.decode, whose frames are an ordinary tensor."
-            )
-        gradients = ctx.pull(adjoint)
-        found = [gradients.latents, *gradients.parameters][-len(ctx.dtypes) :]
-        return None, None, *(None if g is None else g.to(d) for g, d in zip(found, ctx.dtypes, strict=True))
+        found: list[Tensor | None] = [None] * len(ctx.dtypes)
+        if not ctx.reach.ends_at_frames:
+            if ctx.pull is None:
+                raise RuntimeError(
+                    "torch.autograd.grad inside a loss with context_frames would miss what reaches a parameter by the "
+                    "context: use chopgrad.decode, whose frames are an ordinary tensor."
+                )
+            gradients = ctx.pull(adjoint)
+            found = [gradients.latents, *gradients.parameters][-len(ctx.dtypes) :]
+        return None, None, None, *(None if g is None else g.to(d) for g, d in zip(found, ctx.dtypes, strict=True))
 
 
 def _sequence_number() -> int:

@@ -170,9 +170,7 @@ class CausalDecoder(ABC):
         Raises:
             ValueError: the VAE was changed meanwhile in a way that a step would pass by.
         """
-        offloading = getattr(self.vae, "_hf_hook", None)  # of accelerate, as in a pipeline's enable_model_cpu_offload
-        if hasattr(offloading, "pre_forward"):
-            offloading.pre_forward(self.vae)
+        self.onload()
         if getattr(self.vae, "use_tiling", False):
             raise ValueError(
                 "The VAE tiles (enable_tiling), so that its own decode blends other frames: call vae.disable_tiling(). "
@@ -180,12 +178,19 @@ class CausalDecoder(ABC):
             )
         check_hooks(self.passed_by)
 
+    def onload(self) -> None:
+        """Bring weights to their device that a pipeline's ``enable_model_cpu_offload`` keeps elsewhere."""
+        offloading = getattr(self.vae, "_hf_hook", None)  # accelerate's, which only the VAE's own decode calls
+        if hasattr(offloading, "pre_forward"):
+            offloading.pre_forward(self.vae)
+
     def frame_count(self, latent_frames: int) -> int:
         """Number of video frames that ``latent_frames`` latents decode to."""
         return self.frame_groups(latent_frames)[-1].frames.stop
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode [batch, channels, latent_frames, h, w] by the recurrence; equals the VAE's own decode."""
+        self.prepare()
         state, frames = self.initial_state(), []
         for group in self.frame_groups(latents.shape[2]):
             x, state = self.step(latents[:, :, group.latents], state)
