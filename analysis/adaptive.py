@@ -1,19 +1,22 @@
-"""A truncation distance that is chosen while training runs (after Aicher, Foti, Fox, UAI 2019)."""
+"""A truncation distance that is chosen while training runs (after Aicher, Foti, Fox, UAI 2019).
+
+An experiment and not part of the library: ``analysis.estimators_adaptive`` shows that it costs more than the exact
+gradient, and does not keep its tolerance.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from chopgrad.decoders.base import CausalDecoder, FrameGroup
-from chopgrad.engine import GroupLoss, Sweep
-from chopgrad.strategies import Chop, Plan, _check_int
+from chopgrad import CausalDecoder, Chop, Exact, FrameGroup, decode, frame_loss
 
+LossFn = Callable[[Tensor, Tensor], Tensor]
 HORIZON = 20  # observations over which a running mean goes
 
 
@@ -50,6 +53,12 @@ class Decay:
             self.squares.append(RunningMean())
         for mean, norm in zip(self.squares, profile, strict=False):
             mean.add(norm**2)
+
+    def add_gradient(self, norms: list[float]) -> None:
+        """``norms``: ||dL/dz_j|| of each group j, as a call computed it; passed over if not finite."""
+        square = sum(x**2 for x in norms) / len(norms)
+        if math.isfinite(square):
+            self.gradient.add(square)
 
     @property
     def norms(self) -> list[float]:
@@ -101,20 +110,17 @@ class Adaptive:
 
     Args:
         tolerance: of ||g_D - g|| / ||g|| at the latents, above 0.
-        block, recompute, offload, pieces: as in ``Chop``.
-        most: largest distance it may choose (None: no limit); memory grows with the distance unless ``recompute``.
+        block: as in ``Chop``.
+        most: largest distance it may choose (None: no limit); memory grows with the distance.
         probe_every: calls between two probes, at least 1. A probe costs about one decode up to the probed group and
             2D + 1 recomputed backward passes.
 
     Raises:
-        TypeError, ValueError: a setting is out of range.
+        ValueError: a setting is out of range.
     """
 
     tolerance: float
     block: int = 1
-    recompute: bool = False
-    offload: bool = False
-    pieces: bool = False
     most: int | None = None
     probe_every: int = 20
     decay: Decay = field(default_factory=Decay, init=False, repr=False, compare=False)
@@ -122,14 +128,14 @@ class Adaptive:
     def __post_init__(self) -> None:
         if not (isinstance(self.tolerance, int | float) and 0 < self.tolerance < math.inf):
             raise ValueError(f"Adaptive: tolerance must be a positive number, got {self.tolerance!r}.")
-        if self.most is not None:
-            _check_int("Adaptive", "most", self.most, 0)
-        _check_int("Adaptive", "probe_every", self.probe_every, 1)
+        for name, value, least in (("most", self.most, 0), ("probe_every", self.probe_every, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"Adaptive: {name} must be at least {least}, got {value}.")
         self.at(0)  # checks the rest
 
     def at(self, distance: int) -> Chop:
         """The strategy at one distance."""
-        return Chop(distance, self.block, self.recompute, self.offload, self.pieces)
+        return Chop(distance, self.block)
 
     def distance(self, groups: int) -> int:
         """The smallest distance that is good enough for a video of so many frame groups."""
@@ -139,44 +145,40 @@ class Adaptive:
         good = (d for d in range(limit) if self.decay.relative_error(d, self.block, groups) <= self.tolerance)
         return next(good, limit)
 
-    def choose(
-        self,
-        decoder: CausalDecoder,
-        groups: list[FrameGroup],
-        group_loss: Callable[[int], GroupLoss],
-        latents: Tensor,
-        seeds: Sequence[float],
-        scale: float,
-    ) -> Chop:
-        """Probe if it is time to, and return the strategy of this call.
+    def loss_gradient(
+        self, decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn
+    ) -> tuple[Tensor, Tensor]:
+        """One call: the loss as ``chopgrad.frame_loss`` gives it, and its gradient at the latents.
 
         Args:
-            group_loss: the losses when only that of one group is evaluated.
-            latents: detached.
-            seeds: weights of the groups' losses in the total, times ``scale``.
+            decoder, latents, target, loss_fn: as in ``chopgrad.frame_loss``; the target is the whole video.
         """
+        groups = decoder.frame_groups(latents.shape[2])
         calls, self.decay.calls = self.decay.calls, self.decay.calls + 1
         if calls % self.probe_every == 0 and len(groups) > 1:
             limit = len(groups) - 1 if self.most is None else min(self.most + 1, len(groups) - 1)
             span = limit if not self.decay.squares else min(limit, 2 * self.distance(len(groups)) + 1)
             i = random.Random(calls).randrange(span, len(groups))
-            seeds = [seed if k == i else 0.0 for k, seed in enumerate(seeds)]
-            plan = Plan(None, 0, recompute=True, offload=self.offload, pieces=self.pieces)
-            sweep = Sweep(decoder, groups, group_loss(i), plan, latents, True, [], seeds, first=i - span)
-            gradient = sweep.gradients().latents
-            assert gradient is not None
-            norms = group_norms(gradient, groups, scale)
-            self.decay.add_probe([norms[i - d] for d in range(span + 1)])
-        return self.at(self.distance(len(groups)))
-
-    def learn(self, gradient: Tensor, groups: list[FrameGroup], scale: float) -> None:
-        """Take note of the gradient, times ``scale``, that this call computed; not of one that is not finite."""
-        norms = group_norms(gradient, groups, scale)
-        square = sum(x**2 for x in norms) / len(norms)
-        if math.isfinite(square):
-            self.decay.gradient.add(square)
+            self.decay.add_probe(probe(decoder, latents, target, loss_fn, i, span))
+        leaf = latents.detach().requires_grad_()
+        loss = frame_loss(decoder, leaf, target, loss_fn, self.at(self.distance(len(groups))))
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        self.decay.add_gradient(group_norms(gradient, groups))
+        return loss.detach(), gradient
 
 
-def group_norms(gradient: Tensor, groups: list[FrameGroup], scale: float) -> list[float]:
+def probe(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn, i: int, span: int) -> list[float]:
+    """||dL_i/dz_{i-d}|| for d = 0 .. span, of the loss of group i with its share in that of the video."""
+    groups = decoder.frame_groups(latents.shape[2])
+    near, frames = groups[i - span : i + 1], groups[i].frames
+    leaf = latents.detach().requires_grad_()
+    decoded = decode(decoder, leaf, Exact(), groups=slice(i - span, i + 1), history=False)
+    share = groups[i].frame_count / groups[-1].frames.stop
+    loss = share * loss_fn(decoded[:, :, -groups[i].frame_count :], target[:, :, frames].to(decoded))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return group_norms(gradient, near)[::-1]
+
+
+def group_norms(gradient: Tensor, groups: list[FrameGroup]) -> list[float]:
     """Frobenius norm of the gradient at the latents of each frame group."""
-    return [x / scale for x in torch.stack([gradient[:, :, g.latents].float().norm() for g in groups]).tolist()]
+    return torch.stack([gradient[:, :, g.latents].float().norm() for g in groups]).tolist()

@@ -12,9 +12,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-import chopgrad
+from analysis.adaptive import Adaptive
 from analysis.estimators_data import Data, relative_error
-from chopgrad import Adaptive, Exact
+from chopgrad import Exact
 from chopgrad.planner import relative_compute
 from suite.bootstrap import mean_interval
 from suite.claims import Claim
@@ -36,10 +36,8 @@ def adaptive(data: Data, tolerances: tuple[float, ...], calls_per_tolerance: int
             pairs = data.pairs[k]
             with torch.no_grad():
                 z = data.task.restore(data.backbone, data.samples.condition[k : k + 1])
-            z.requires_grad_()
-            forwards = _counted(data, z, k, strategy)
-            assert z.grad is not None
-            got = torch.stack([z.grad[0, :, g.latents] for g in data.task.groups]).float().cpu()
+            gradient, forwards = _counted(data, z, k, strategy)
+            got = torch.stack([gradient[0, :, g.latents] for g in data.task.groups]).float().cpu()
             if got.shape != pairs[0].shape[:1] + pairs.shape[2:]:
                 raise ValueError("The adaptive case needs a VAE with as many latents in every group.")
             misfit = [relative_error(got, truncated(pairs, d)) for d in range(data.groups)]
@@ -94,8 +92,8 @@ def adaptive(data: Data, tolerances: tuple[float, ...], calls_per_tolerance: int
     return {"rows": rows, "claims": [asdict(c) for c in claims]}
 
 
-def _counted(data: Data, z: Tensor, k: int, strategy: Adaptive) -> int:
-    """Back-propagate the loss of clip k; returns the decoded groups, those of a probe included."""
+def _counted(data: Data, z: Tensor, k: int, strategy: Adaptive) -> tuple[Tensor, int]:
+    """The gradient of the loss of clip k, and how many groups were decoded for it, those of a probe included."""
     decoder, target, steps = data.task.decoder, data.samples.clean[k : k + 1], 0
     step = decoder.step
 
@@ -106,7 +104,7 @@ def _counted(data: Data, z: Tensor, k: int, strategy: Adaptive) -> int:
 
     decoder.step = counting  # type: ignore[assignment, method-assign]
     try:
-        chopgrad.frame_loss(decoder, z, target, in_full_precision(F.mse_loss), strategy).backward()
+        _, gradient = strategy.loss_gradient(decoder, z, target, in_full_precision(F.mse_loss))
     finally:
         del decoder.step  # type: ignore[method-assign]
-    return steps
+    return gradient, steps

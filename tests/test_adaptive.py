@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
-from chopgrad import Adaptive, Chop, Full
-from chopgrad.adaptive import Decay
+from analysis.adaptive import Adaptive, Decay, probe
+from chopgrad import Chop, Full
+from suite.pairwise import pairwise_gradients
 from tests.brute_force import relative_error
 from tests.linear_decoder import LinearDecoder
-from tests.models import latents_for
+from tests.models import build, latents_for
 
 
 def observed(norms, gradient=None):
@@ -56,6 +57,8 @@ def test_running_means_forget():
 
 
 def gradient(decoder, z, target, strategy):
+    if isinstance(strategy, Adaptive):
+        return strategy.loss_gradient(decoder, z, target, F.mse_loss)[1]
     leaf = z.clone().requires_grad_()
     chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy).backward()
     return leaf.grad
@@ -88,9 +91,8 @@ def test_a_gradient_that_is_not_finite_is_forgotten():
     strategy, undisturbed = Adaptive(0.01, probe_every=1), Adaptive(0.01, probe_every=1)
     gradient(decoder, z, target, undisturbed)
     gradient(decoder, z, target, strategy)
-    leaf = z.clone().requires_grad_()
-    chopgrad.frame_loss(decoder, leaf, target, finite_without_gradient, strategy).backward()
-    assert leaf.grad.isnan().any()
+    _, found = strategy.loss_gradient(decoder, z, target, finite_without_gradient)
+    assert found.isnan().any()
     assert strategy.decay.norms == undisturbed.decay.norms
     assert strategy.decay.gradient.value == undisturbed.decay.gradient.value
     assert strategy.distance(12) == undisturbed.distance(12)
@@ -107,23 +109,26 @@ def test_the_limit_and_short_videos():
     assert torch.isfinite(one).all()
 
 
-def test_the_value_does_not_depend_on_the_distance_and_needs_no_gradient():
-    from tests.models import build
+@pytest.mark.parametrize(("name", "i", "span"), [("wan2.1", 3, 2), ("wan2.1", 2, 2), ("cogvideox", 1, 1)])
+def test_a_probe_is_the_gradient_of_one_groups_loss(name, i, span):
+    vae = build(name)
+    decoder, z = chopgrad.decoder_for(vae), latents_for(vae, 4)
+    target = torch.zeros_like(decoder.decode(z))
+    (pairs,) = pairwise_gradients(decoder, z, target, [F.mse_loss])
+    expected = [pairs[i, i - d].norm().item() for d in range(span + 1)]
+    assert probe(decoder, z, target, F.mse_loss, i, span) == pytest.approx(expected, rel=1e-5)  # norms are in float32
 
+
+def test_the_value_does_not_depend_on_the_distance():
     vae = build("wan2.1")
     decoder, z = chopgrad.decoder_for(vae), latents_for(vae, 4)
     target = torch.zeros_like(decoder.decode(z))
-    strategy = Adaptive(0.1)
     plain = chopgrad.frame_loss(decoder, z, target, F.mse_loss, Full())
-    assert chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).item() == plain.item()
-    assert strategy.decay.calls == 0
-    loss = chopgrad.frame_loss(decoder, z.requires_grad_(), target, F.mse_loss, strategy, loss_scale=1024.0)
+    strategy = Adaptive(0.1)
+    loss, found = strategy.loss_gradient(decoder, z, target, F.mse_loss)
     assert loss.item() == plain.item()
     assert strategy.decay.calls == 1
-    scaled, unscaled = strategy.decay, Adaptive(0.1)
-    chopgrad.frame_loss(decoder, z, target, F.mse_loss, unscaled)
-    assert scaled.norms == pytest.approx(unscaled.decay.norms)
-    assert scaled.gradient.value == pytest.approx(unscaled.decay.gradient.value)
+    assert torch.equal(found, gradient(decoder, z, target, strategy.at(strategy.distance(4))))
 
 
 def test_bad_settings():

@@ -191,7 +191,7 @@ def test_the_script_measures(made):
     assert blocks[1, 5]["relative_error"][0] < blocks[1, 0]["relative_error"][0]
 
 
-def test_the_adaptive_case_runs_the_librarys_strategy(made):
+def test_the_adaptive_case_runs_what_it_says(made):
     rows = read_record(made / "out" / "estimators-adaptive.json").metrics["rows"]
     for row in rows:
         assert all(call["parity"] < 1e-3 for call in row["calls"])  # it was that truncation
