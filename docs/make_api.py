@@ -14,13 +14,15 @@ from chopgrad import conformance, memory, planner
 
 PAGE = Path(__file__).resolve().parent / "api.md"
 PARTS: dict[str, list[Any]] = {
-    "The loss": [chopgrad.frame_loss, chopgrad.framewise],
-    "Strategies": [chopgrad.Full, chopgrad.Exact, chopgrad.Chop, chopgrad.Sampled, chopgrad.Adaptive],
+    "Decoding": [chopgrad.decode, chopgrad.patch, chopgrad.PatchHandle],
+    "The loss, group by group": [chopgrad.frame_loss, chopgrad.framewise],
+    "Strategies": [chopgrad.Full, chopgrad.Exact, chopgrad.Chop, chopgrad.Sampled],
     "Decoders": [chopgrad.decoder_for, chopgrad.CausalDecoder, chopgrad.FrameGroup],
     "Memory": [planner.plan, planner.recommend, planner.Prediction, planner.default_strategies, memory.PeakMemory],
     "Conformance": [conformance.check_decoder, conformance.ConformanceError],
 }
-WITH_METHODS = (chopgrad.CausalDecoder, memory.PeakMemory)
+WITH_METHODS = (chopgrad.PatchHandle, chopgrad.CausalDecoder, memory.PeakMemory)
+RETURNED = (chopgrad.PatchHandle,)  # users do not make one
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Cost):(.*)")
 NAMED = ("Args", "Attributes", "Raises")  # sections of "name: what it is"
 
@@ -54,7 +56,7 @@ def _methods(thing: Any) -> list[tuple[str, Any]]:
 
 def _described(thing: Any, name: str) -> list[str]:
     doc = markdown(inspect.getdoc(thing) or "")
-    if inspect.isclass(thing) and issubclass(thing, Exception):
+    if thing in RETURNED or (inspect.isclass(thing) and issubclass(thing, Exception)):
         return doc
     if isinstance(thing, property):
         return doc
@@ -71,7 +73,7 @@ def signature(thing: Callable[..., Any], name: str) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not star:
             words.append("*")
             star = True
-        word = parameter.name
+        word = f"**{parameter.name}" if parameter.kind is parameter.VAR_KEYWORD else parameter.name
         if parameter.annotation is not parameter.empty:
             word += f": {_type(parameter.annotation)}"
         if parameter.default is not parameter.empty:

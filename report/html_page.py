@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
+import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -80,24 +83,28 @@ class Page:
         return found[1] if found else self.key
 
 
-def notebook_page(path: Path, notebook: object) -> Page:
-    """A notebook's texts, results and pictures; its code stays where it is."""
+def notebook_page(path: Path, notebook: Mapping[str, Any]) -> Page:
+    """A notebook's texts, results and pictures; its code stays where it is.
+
+    Args:
+        notebook: as JSON has it, in which a text is a string or a list of lines.
+    """
     lines: list[str] = []
     pictures: dict[str, bytes] = {}
-    for cell in notebook.cells:  # type: ignore[attr-defined]
-        if cell.cell_type == "markdown":
-            lines += [cell.source, ""]
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            lines += ["".join(cell["source"]), ""]
             continue
-        for output in cell.outputs:
+        for output in cell["outputs"]:
             data = output.get("data", {})
             if PICTURE in data:
                 name = f"{path.stem}-{len(pictures)}.png"
-                pictures[name] = base64.b64decode(data[PICTURE])
+                pictures[name] = base64.b64decode("".join(data[PICTURE]))
                 lines += [f"![{path.stem.replace('_', ' ')}]({name})", ""]
             elif "text/markdown" in data:
-                lines += [data["text/markdown"], ""]
-            elif output.output_type == "stream":
-                lines += ["```text", output.text.rstrip(), "```", ""]
+                lines += ["".join(data["text/markdown"]), ""]
+            elif output["output_type"] == "stream":
+                lines += ["```text", "".join(output["text"]).rstrip(), "```", ""]
     return Page(f"notebooks/{path.name}", "\n".join(lines), pictures)
 
 
@@ -105,8 +112,7 @@ def pages(config: Config) -> Iterator[Page]:
     """Explanations first, then tables, then where the numbers come from."""
     found = sorted(paths(), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST), p.stem))
     for path in track(found, description="notebooks", console=Console(stderr=True)):
-        notebook = read(path)
-        yield notebook_page(path, executed(notebook, path.stem) if config.execute else notebook)
+        yield notebook_page(path, executed(read(path), path.stem) if config.execute else json.loads(path.read_text()))
     for path in sorted(config.results.rglob("*.md"), key=lambda p: (len(p.relative_to(config.results).parts), p)):
         if path != config.results / "README.md":
             yield Page(f"results/{path.relative_to(config.results).as_posix()}", path.read_text())
@@ -207,6 +213,9 @@ def _picture(page: Page, source: str, figures: Mapping[str, bytes]) -> str:
 def main(config: Config) -> None:
     if config.out.suffix != ".html":
         raise ValueError(f"--out must name an .html file, got '{config.out.name}'.")
+    if config.execute:
+        for package in ("nbclient", "ipykernel"):  # told now, and not after a minute of drawing
+            importlib.import_module(package)
     figures = {}
     known = drawings(config.results)
     for name in track(known, description="figures", console=Console(stderr=True)):
@@ -218,5 +227,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    also = {ModuleNotFoundError: "; install what executes notebooks, or pass --no-execute", AssertionError: ""}
-    run_main(main, Config, __doc__, also)
+    wanted = "; install what executes notebooks (pip install nbclient ipykernel), or pass --no-execute"
+    run_main(main, Config, __doc__, {ModuleNotFoundError: wanted, AssertionError: ""})

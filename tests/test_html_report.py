@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,9 +18,9 @@ from report.figures import draw, drawings
 from report.html_page import Config, Page, notebook_page, pages, render
 from suite.records import ROOT
 
-pytest.importorskip("nbformat", reason="nbformat is not installed (dependency group notebooks)")
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 NARROW, WIDE = 390, 1280
+NOTEBOOK_PACKAGES = ("nbformat", "nbclient", "ipykernel", "jupyter_client")
 
 
 class Parts(HTMLParser):
@@ -51,9 +53,21 @@ def parts(text):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
+    """Made without the packages that read and execute notebooks."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    html_page.main(Config(out=path, execute=False))
+    with pytest.MonkeyPatch.context() as patch:
+        for package in NOTEBOOK_PACKAGES:
+            patch.setitem(sys.modules, package, None)
+        html_page.main(Config(out=path, execute=False))
     return path
+
+
+@pytest.mark.parametrize("package", ["nbclient", "ipykernel"])
+def test_a_package_that_is_missing_is_told_before_anything_is_drawn(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(html_page, "drawings", lambda _: pytest.fail("something is drawn"))
+    with pytest.raises(ModuleNotFoundError, match=package):
+        html_page.main(Config(out=tmp_path / "report.html"))
 
 
 def test_every_picture_is_inside_and_is_one(report):
@@ -141,7 +155,7 @@ def test_it_must_be_an_html_file(tmp_path):
 
 def test_a_notebook_page_has_texts_and_pictures_but_no_code():
     path = next(p for p in notebooks.paths() if p.stem == "fig7_spatial_locality")
-    made = notebook_page(path, notebooks.read(path))
+    made = notebook_page(path, json.loads(path.read_text()))
     assert "import" not in made.text and "What we found" in made.text and len(made.pictures) == 1
 
 
