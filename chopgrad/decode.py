@@ -1,4 +1,4 @@
-"""``decode``: the frames of a video as an ordinary differentiable tensor, in memory that does not grow with the video."""
+"""``decode``: the frames of a video as an ordinary differentiable tensor, whose backward pass is a reverse sweep."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from chopgrad.adjoints import FrameAdjoints, computes_in_float16, unscaled
 from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
 from chopgrad.graph import Graph, Stage, total
 from chopgrad.memory import affordable_every
@@ -37,10 +38,6 @@ Carry = list[Any]
 """What one group hands to the next: for each stage its slice of the state."""
 Adjoint = list[Any]
 """For each stage the adjoints of its slice's leaves; None where there is none."""
-
-# In float16 a sweep's adjoints are scaled so that the largest is below 2 and their sum below this: the sum, because the
-# gradient of a bias is one, and 65504 is the largest number.
-LARGEST_SUM = 2.0**12
 
 
 @dataclass
@@ -103,10 +100,8 @@ class Sweep:
         self.saved = WaitingRoom(latents.device, plan.offload and not plan.recompute)
         count, block = len(self.groups), plan.block
         self._starts = sorted({first, *(range(first + (origin - first) % block, count, block) if block else ())})
-        self._adjoints: dict[int, Any] = {}
-        self.half = _computes_in_float16(latents, decoder)
-        self._sizes: dict[int, Tensor] = {}
-        """Of the adjoints in float16: largest entry and sum of magnitudes."""
+        self.half = computes_in_float16(latents)
+        self._adjoints = FrameAdjoints(self.room, self.half)
         self._kept, self._block_start = Kept({}), first
         """What ``pull`` starts from."""
         self._repeats = plan.recompute
@@ -156,28 +151,19 @@ class Sweep:
                 if start is not None:
                     self._reverse(a, b, start, kept, self._adjoints, result)
                 for i in range(a, b):
-                    self._adjoints.pop(i, None)
+                    self._adjoints.drop(i)
         return result
 
     def add_adjoint(self, i: int, adjoint: Tensor) -> None:
-        """Add to dL/dx_i, [batch, 3, frames of the group, H, W]. Without effect once group i has been swept for good."""
-        if i < self._block_start:
-            return
-        if self.half:
-            adjoint = adjoint.float()  # what is too small for float16 now may be large enough when it is scaled
-        if i in self._adjoints:
-            adjoint = adjoint + self.room.get(self._adjoints[i])
-        if self.half:
-            self._sizes[i] = _size(adjoint)
-        self._adjoints[i] = self.room.put(adjoint)
+        """Add to dL/dx_i, [batch, 3, frames of the group, H, W]; without effect once group i is swept for good."""
+        if i >= self._block_start:
+            self._adjoints.add(i, adjoint)
 
     def pull(self, i: int, adjoint: Tensor) -> Gradients:
         """The gradients of ``(frames of group i * adjoint).sum()`` alone, while ``see`` is shown group i."""
-        result, kept = self._nothing(), self._kept.copy()
-        if self.half:
-            adjoint = adjoint.float()
-            self._sizes[i] = _size(adjoint)
-        self._reverse(self._block_start, i + 1, i, kept, {i: adjoint}, result, retain=True)
+        result, alone = self._nothing(), FrameAdjoints(self.room, self.half)
+        alone.add(i, adjoint)
+        self._reverse(self._block_start, i + 1, i, self._kept.copy(), alone, result, retain=True)
         return result
 
     @property
@@ -215,7 +201,9 @@ class Sweep:
         carry_in = carries[i] if keeps else carries.pop(i)
         if swept and self._whole:
             (stage,) = self._stages()
-            kept.graphs[i] = graph = self._graph(stage, (self._latent(i),), self.room.get(carry_in[0]), self.latents_need_grad)
+            kept.graphs[i] = graph = self._graph(
+                stage, (self._latent(i),), self.room.get(carry_in[0]), self.latents_need_grad
+            )
             frames, carry = graph.outputs[0], [self.room.put(graph.detached_carry())]
         else:
             inputs: list[Features] = []
@@ -232,7 +220,7 @@ class Sweep:
         b: int,
         start: int,
         kept: Kept,
-        adjoints: Mapping[int, Any],
+        adjoints: FrameAdjoints,
         result: Gradients,
         retain: bool = False,
     ) -> None:
@@ -242,7 +230,7 @@ class Sweep:
             retain: keep all graphs.
         """
         room, graphs, carries = self.room, kept.graphs, kept.carries
-        scale = self._scale(adjoints, a, start)
+        scale = adjoints.scale(a, start)
         adjoint: Adjoint | None = None
         for i in range(start, a - 1, -1):
             in_block, cut = i < b, i == a
@@ -252,9 +240,7 @@ class Sweep:
                 room.fetch(carries.get(i - 1))
             stages = self._stages()
             before: Adjoint = [[] for _ in stages]
-            seeds: list[Tensor | None] = [room.get(adjoints[i]) if i in adjoints else None]
-            if scale is not None and seeds[0] is not None:
-                seeds = [seeds[0] * scale]
+            seeds = [adjoints.get(i, scale)]
             for k in reversed(range(len(stages))):
                 features, state = room.get(inputs.pop()), room.get(carry[k])
                 after = room.get(adjoint[k]) if adjoint else []
@@ -277,7 +263,9 @@ class Sweep:
                     retain=again,
                 )
                 if in_block:
-                    self._record(result, i, seeds[0] if k == 0 else None, of_parameters, scale)
+                    result.parameters = total(result.parameters, [unscaled(x, scale) for x in of_parameters])
+                    if k == 0:
+                        self._record(result, i, unscaled(seeds[0], scale))
                 before[k] = of_state if self._whole else room.put(of_state)
                 del graph, after, of_state, of_parameters  # before the next graph is built
             adjoint = before
@@ -285,32 +273,11 @@ class Sweep:
                 carries.pop(i, None)  # no later block starts before b
         room.clear()
 
-    def _record(
-        self,
-        result: Gradients,
-        i: int,
-        of_latent: Tensor | None,
-        of_parameters: list[Tensor | None],
-        scale: Tensor | None,
-    ) -> None:
-        if scale is not None:  # float16: the true gradient may need a larger range
-            of_latent = None if of_latent is None else of_latent.float() / scale
-            of_parameters = [None if x is None else x.float() / scale for x in of_parameters]
-        result.parameters = total(result.parameters, of_parameters)
+    def _record(self, result: Gradients, i: int, of_latent: Tensor | None) -> None:
         if of_latent is not None:
             if result.latents is None:
                 result.latents = torch.zeros_like(self.latents, dtype=of_latent.dtype)
             result.latents[:, :, self.groups[i].latents] = of_latent
-
-    def _scale(self, adjoints: Mapping[int, Any], a: int, start: int) -> Tensor | None:
-        """In float16, the power of two that the adjoints of groups a .. start are multiplied with."""
-        sizes = [self._sizes[i] for i in range(a, start + 1) if i in adjoints] if self.half else []
-        if not sizes:
-            return None
-        largest, sums = torch.stack(sizes).unbind(1)
-        room = torch.minimum(1 / largest.max(), LARGEST_SUM / sums.sum())
-        # Without an adjoint that is not zero it would be infinite.
-        return torch.exp2(torch.floor(torch.log2(room)).nan_to_num(0.0).clamp(-100, 100))
 
     def _carry(self, i: int, carries: dict[int, Carry]) -> Carry:
         """The carry that enters group i: kept, or rebuilt from the last one kept before it."""
@@ -393,19 +360,7 @@ class Sweep:
         changed = next((name for name, x, version in self._buffers if x._version != version), None)
         if changed is not None:
             raise RuntimeError(
-                f"The decoder's buffer '{changed}' changes whenever it decodes (spectral norm or batch norm in training "
-                "mode?), so that a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, "
+                f"The decoder's buffer '{changed}' changes whenever it decodes (spectral norm in training mode?), "
+                "so that a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, "
                 "chopgrad.decode(..., Full())."
             )
-
-
-def _size(adjoint: Tensor) -> Tensor:
-    magnitude = adjoint.abs()
-    return torch.stack([magnitude.max(), magnitude.sum()])
-
-
-def _computes_in_float16(latents: Tensor, decoder: CausalDecoder) -> bool:
-    kind = latents.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind) == torch.float16
-    return latents.dtype == torch.float16

@@ -16,6 +16,10 @@ from torch.utils._pytree import tree_map
 from chopgrad.engine import Gradients, Sweep
 from chopgrad.target import Target, frame_parts, target_part
 
+# In float16 a loss is scaled until the largest gradient at its frames is above the first, by no more than 2**second.
+SMALLEST_ADJOINT = 2.0**-6
+HIGHEST_EXPONENT = 64
+
 
 class GroupLosses:
     """Shown every group in order (``see``), evaluates its loss once, and gives the sweep the adjoint of the frames.
@@ -96,7 +100,7 @@ class GroupLosses:
             )
         self._reach.ends_at_frames = True
         try:
-            found = self._gradients(loss, weight, [*(x for _, x in shown), *leaves], retain=outside)
+            found = self._gradients(loss, weight, [x for _, x in shown], leaves, retain=outside)
         finally:
             self._reach.ends_at_frames = False
         for (j, x), adjoint in zip(shown, found, strict=False):
@@ -108,23 +112,37 @@ class GroupLosses:
             if gradient is not None:
                 self.others[leaf] = self.others[leaf] + gradient if leaf in self.others else gradient
 
-    def _gradients(self, loss: Tensor, weight: float, inputs: list[Tensor], retain: bool) -> list[Tensor | None]:
-        """``weight`` times the gradients of the loss."""
+    def _gradients(
+        self, loss: Tensor, weight: float, shown: list[Tensor], leaves: list[Tensor], retain: bool
+    ) -> list[Tensor | None]:
+        """``weight`` times the gradients of the loss at the frames that it was shown, and at leaves."""
+        inputs, frames = [*shown, *leaves], len(shown)
         if not inputs:
             return []
         seed = torch.full_like(loss, weight)
         if not self.sweep.half:
             return list(torch.autograd.grad(loss, inputs, seed, allow_unused=True, retain_graph=retain))
-        # A mean over many pixels has a gradient below the range of float16, a reward may have one near its end: start
-        # from the number of pixels, and go down as long as anything overflows.
+        # A mean over many pixels has a gradient below the range of float16, a reward may have one beyond its end: start
+        # from the number of pixels, go up while the frames get too little of it, and down while anything overflows.
+        start, may_rise = self._exponent, frames > 0
+        highest = 15 if loss.dtype == torch.float16 else HIGHEST_EXPONENT
         while True:
-            exponent = min(self._exponent, 15) if loss.dtype == torch.float16 else self._exponent
+            exponent = min(self._exponent, highest)
             found = torch.autograd.grad(
                 loss, inputs, torch.full_like(loss, weight * 2.0**exponent), allow_unused=True, retain_graph=True
             )
-            if exponent == 0 or all(x is None or x.isfinite().all() for x in found):
+            if not all(x is None or x.isfinite().all() for x in found):
+                if exponent <= -HIGHEST_EXPONENT:
+                    break
+                self._exponent, may_rise = exponent - 4, False
+                continue
+            largest = max((x.abs().max().item() for x in found[:frames] if x is not None), default=0.0)
+            if not may_rise or largest >= SMALLEST_ADJOINT:
                 break
-            self._exponent = max(0, exponent - 4)
+            if exponent == highest:  # nothing but zeros says nothing about the next group
+                self._exponent = self._exponent if largest else start
+                break
+            self._exponent = exponent + 8
         return [None if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) / 2**exponent for x in found]
 
     def _kept_for_context(self, i: int, frames: Tensor, part: Any) -> tuple[int, Tensor, Any]:

@@ -49,7 +49,9 @@ def check_inputs(
     dtype = getattr(decoder.vae, "dtype", weight.dtype)  # where weights are stored in another, the one they work in
     if latents.dtype != dtype and not torch.is_autocast_enabled(latents.device.type):
         raise TypeError(f"latents are {latents.dtype}, but the decoder is {dtype}: cast one of them, or use autocast.")
-    if reruns_steps(decoder, strategy) and any(isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()):
+    if reruns_steps(decoder, strategy) and any(
+        isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()
+    ):
         raise ValueError(f"{strategy} runs steps twice, and active dropout would differ between them: call vae.eval().")
     return decoder.frame_groups(latents.shape[2])
 

@@ -122,9 +122,13 @@ class _FrameLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # In float16 the factor may be too large for it (a GradScaler's), or the gradient too small without it.
-        return None, None, *(
-            None if g is None else (g.to(torch.promote_types(g.dtype, torch.float32)) * grad_output).to(dtype)
-            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return (
+            None,
+            None,
+            *(
+                None if g is None else (g.to(torch.promote_types(g.dtype, torch.float32)) * grad_output).to(dtype)
+                for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            ),
         )
 
 

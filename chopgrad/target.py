@@ -91,7 +91,8 @@ def frame_parts(tree: Any, frames: int, at: slice) -> Any:
 
 def _tell_range(part: Any, frames: Tensor) -> None:
     for x in tree_leaves(part):
-        if isinstance(x, Tensor) and x.shape == frames.shape and x.is_floating_point() and not (x.is_meta or isinstance(x, FakeTensor)):
+        has_values = isinstance(x, Tensor) and not (x.is_meta or isinstance(x, FakeTensor))
+        if has_values and x.shape == frames.shape and x.is_floating_point():
             low, high = (v.item() for v in x.detach().aminmax())
             if max(-low, high) > FAR_OUTSIDE:
                 warnings.warn(
