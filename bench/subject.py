@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import diffusers
@@ -33,6 +34,7 @@ class Subject:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.decoder = _decoder(case.vae, case.device, self.dtype)
         if case.trainable_decoder:
+            warnings.filterwarnings("ignore", message=r"\d+ parameters of the decoder")  # here they are meant
             self.decoder.vae.decoder.requires_grad_(True)
         self.latents = _latents(self.decoder, case).to(case.device, self.dtype)
         shape = (1, 3, case.frames, case.height, case.width)
@@ -61,7 +63,9 @@ class Subject:
             return loss, gradient
         decoder = self.decoder
         if isinstance(method, Inside):
-            decoder, method = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint), method.strategy
+            # Not checked again, which would be timed.
+            decoder = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint, check=False)
+            method = method.strategy
         loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])
         return loss.detach(), gradient
@@ -90,12 +94,13 @@ def build(vae: str, dtype: torch.dtype) -> Any:
 
 
 def _decoder(vae: str, device: str, dtype: torch.dtype) -> CausalDecoder:
+    """It recomputes nothing, whatever the strategy: that is the method ``Inside``."""
     if vae not in EMBEDDED and vae not in FULL_SIZE:
         raise ValueError(f"Unknown VAE '{vae}': pass one of {', '.join([*EMBEDDED, *FULL_SIZE])}.")
     if vae in EMBEDDED and device != "meta":
-        return chopgrad.decoder_for(load_vae(vae, device, dtype))
+        return chopgrad.decoder_for(load_vae(vae, device, dtype), checkpoint=None)
     with torch.device(device):
-        return chopgrad.decoder_for(build(vae, dtype))
+        return chopgrad.decoder_for(build(vae, dtype), checkpoint=None)
 
 
 def _latents(decoder: CausalDecoder, case: Case) -> Tensor:

@@ -63,7 +63,7 @@ def channels_last(vae: Any) -> CausalDecoder:
             module.to(memory_format=torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
-    return chopgrad.decoder_for(changed)
+    return chopgrad.decoder_for(changed, checkpoint=None)
 
 
 def compiled(vae: Any) -> CausalDecoder:
@@ -72,7 +72,7 @@ def compiled(vae: Any) -> CausalDecoder:
     # code of the other one gives wrong gradients.
     functorch_config.donated_buffer = False
     torch.compiler.config.cache_key_tag = "donated_buffer=False"
-    decoder: Any = chopgrad.decoder_for(vae)
+    decoder: Any = chopgrad.decoder_for(vae, checkpoint=None)
     decoder.step = torch.compile(decoder.step, dynamic=False)
     return decoder
 

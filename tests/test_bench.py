@@ -1,6 +1,7 @@
 """The benchmark measures what it says, in a process of its own, and keeps what it has measured."""
 
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from bench import test_time
 from bench.__main__ import Config, in_parallel, main
 from bench.baselines import BASELINES, FirstLatents, IsolatedLatents, SavedOnCpu
-from bench.cases import ESTIMATES, Case, is_exact, label, measurable, plain
+from bench.cases import ESTIMATES, Case, Inside, is_exact, label, measurable, plain
 from bench.error import Reference, compare, measure_errors
 from bench.estimates import seed_of_largest
 from bench.memory import finished, in_fresh_process, is_out_of_memory, keep, peak, same_code
@@ -110,6 +111,23 @@ def test_peak_memory_in_a_fresh_process_is_kept(tmp_path, monkeypatch):
 def test_predictions_are_what_a_run_takes(method):
     case = Case("wan2.1", 25, 16, 16, method)
     assert predict(case)["peak_bytes"] == pytest.approx(peak(case)["peak_bytes"], rel=0.02)
+
+
+def test_only_inside_recomputes_within_a_group():
+    subject = Subject(Case("wan2.1", 9, 32, 32, Exact(pieces=True)))
+    peaks = {}
+    for method in (Exact(pieces=True), Inside("frame", Exact(pieces=True))):
+        with PeakMemory() as memory:
+            subject.run(method)
+        peaks[label(method)] = memory.peak_bytes
+    plain, inside = peaks.values()
+    assert inside < 0.95 * plain
+
+
+def test_a_decoder_that_is_meant_to_train_is_not_told_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Subject(replace(CASE, trainable_decoder=True)).run()
 
 
 def test_what_waits_on_the_host_is_predicted_as_such():

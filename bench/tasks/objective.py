@@ -58,7 +58,7 @@ class Objective:
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        self._offset = step  # not drawn at random: strategies that recompute must see the same frames again
+        self._offset = step  # not drawn at random: all arms must see the same frames
         terms: dict[str, Tensor] = {}
         total = restored.new_zeros((), dtype=torch.float32)
         for name, weight in self.latent.items():

@@ -24,7 +24,7 @@ class TrainSettings:
     """wan2.1 or cogvideox (embedded), a folder, or a hub id."""
     subfolder: str | None = None
     """Where the VAE lies inside --vae (vae for the published pipelines)."""
-    checkpoint: Literal["frame", "residual", "block"] | None = None
+    checkpoint: Literal["auto", "frame", "residual", "block"] | None = "auto"
     """Recompute inside a frame group of the decoder: see ``chopgrad.decoder_for``."""
     pretrained: str | None = None
     """A published pipeline (folder or hub id) whose transformer is fine-tuned; without it a small fresh one."""

@@ -86,6 +86,7 @@ class Training:
         self.optimizer: Any = torch.optim.AdamW(trained, settings.rate)
         self.decoder_state = None
         if trains_decoder:
+            warnings.filterwarnings("ignore", message=r"\d+ parameters of the decoder")  # here they are meant
             for parameter in self.decoder.parameters():
                 parameter.requires_grad_(True)
             optimizer = torch.optim.AdamW(list(self.decoder.parameters()), settings.decoder_rate)
