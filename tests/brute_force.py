@@ -59,6 +59,64 @@ class Pairwise:
         return torch.cat(latents, dim=2), parameters
 
 
+class PairwiseAdjoint(torch.autograd.Function):
+    """A decode whose backward keeps, for every group j, the adjoints of the groups i that reach it under the semantics.
+
+    ``PairwiseAdjoint.of(vae, latents, strategy)`` -> frames, to be used like those of ``vae.decode``: whatever dL/dx_i
+    the loss has, latents and parameters of group j get the sum of J_{j,i}^T dL/dx_i over the kept i. As in
+    ``Pairwise`` one graph over the whole video, one copy of the model per group, and nothing of the engine.
+    """
+
+    @classmethod
+    def of(cls, vae, latents, strategy, clamp=True, groups=None, history=True):
+        parameters = [p for p in chopgrad.decoder_for(vae, check=False).parameters() if p.requires_grad]
+        return cls.apply(vae, strategy, clamp, groups, history, latents, *parameters)
+
+    @staticmethod
+    def forward(ctx, vae, strategy, clamp, groups, history, latents, *parameters):
+        spans = chopgrad.decoder_for(vae, check=False).frame_groups(latents.shape[2])
+        chosen = range(len(spans))[groups or slice(None)]
+        decoders = [chopgrad.decoder_for(copy.deepcopy(vae), clamp=clamp, check=False) for _ in range(chosen.stop)]
+        ctx.zs = [latents[:, :, span.latents].detach().requires_grad_() for span in spans[: chosen.stop]]
+        ctx.thetas = [[p for p in decoder.parameters() if p.requires_grad] for decoder in decoders]
+        ctx.frames, state = [], decoders[0].initial_state()
+        with torch.enable_grad():
+            for decoder, z in zip(decoders, ctx.zs):
+                x, state = decoder.step(z, state)
+                ctx.frames.append(x)
+        ctx.strategy, ctx.chosen, ctx.first = strategy, chosen, 0 if history else chosen.start
+        ctx.shape = latents.shape
+        return torch.cat([ctx.frames[i].detach() for i in chosen], dim=2)
+
+    @staticmethod
+    def backward(ctx, adjoint):
+        counts = [ctx.frames[i].shape[2] for i in ctx.chosen]
+        adjoints = dict(zip(ctx.chosen, adjoint.split(counts, dim=2)))
+        start, block = ctx.chosen.start, getattr(ctx.strategy, "block", None)
+        of_latents, of_parameters = [], [None] * len(ctx.thetas[0])
+        for j, (z, theta) in enumerate(zip(ctx.zs, ctx.thetas)):
+            # Blocks begin at the first group whose frames were asked for, and so before it end there.
+            end = start + ((j - start) // block + 1) * block if block else ctx.chosen.stop
+            last = end - 1 + getattr(ctx.strategy, "distance", 0)
+            kept = [i for i in ctx.chosen if j <= i <= last] if j >= ctx.first else []
+            found = [None] * (1 + len(theta))
+            if kept:
+                found = torch.autograd.grad(
+                    [ctx.frames[i] for i in kept],
+                    [z, *theta],
+                    [adjoints[i] for i in kept],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            of_latents.append(torch.zeros_like(z) if found[0] is None else found[0])
+            for k, x in enumerate(found[1:]):
+                if x is not None:
+                    of_parameters[k] = x if of_parameters[k] is None else of_parameters[k] + x
+        missing = ctx.shape[2] - sum(z.shape[2] for z in ctx.zs)
+        of_latents = torch.nn.functional.pad(torch.cat(of_latents, dim=2), (0, 0, 0, 0, 0, missing))
+        return None, None, None, None, None, of_latents, *of_parameters
+
+
 def relative_error(got, expected):
     scale = expected.norm()
     return ((got - expected).norm() / scale if scale > 0 else got.norm()).item()
