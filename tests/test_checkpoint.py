@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
-from chopgrad import Adaptive, Chop, Exact, Full
+from chopgrad import Chop, Exact, Full, Sampled
 from chopgrad.memory import PeakMemory
 from tests.models import VAES, build, latents_for
 from tests.test_gradient import case, compare
@@ -60,6 +60,23 @@ def test_memory_falls_with_the_size_of_what_is_recomputed(name):
     assert peak("frame") < 0.9 * plain  # without the float32 copies that it spares in lower precision
 
 
+@pytest.mark.parametrize(
+    ("strategy", "meaning"), [(Exact(pieces=True), "frame"), (Exact(), None), (Full(), None)], ids=str
+)
+def test_left_out_it_goes_frame_by_frame_where_pieces_are_walked(strategy, meaning):
+    vae = build("wan2.1")
+    z = latents_for(vae, 4, size=4).requires_grad_()
+
+    def peak(*checkpoint):
+        with PeakMemory() as memory:
+            chopgrad.decode(chopgrad.decoder_for(vae, True, *checkpoint), z, strategy).sum().backward()
+        return memory.peak_bytes
+
+    peaks = {mode: peak(mode) for mode in ("auto", None, "frame")}
+    assert peak() == peaks["auto"] == peaks[meaning]
+    assert peaks["frame"] < peaks[None]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("strategy", [Full(), Chop(1), Exact(pieces=True)], ids=str)
 def test_under_autocast(strategy, mode):
@@ -92,7 +109,7 @@ def test_blocks_and_pieces_are_the_same_chain():
 
 def test_bad_settings():
     vae = build("wan2.1")
-    with pytest.raises(ValueError, match=r"checkpoint must be 'frame', 'residual', 'block' or None, got 'piece'"):
+    with pytest.raises(ValueError, match=r"must be 'auto', 'frame', 'residual', 'block' or None, got 'piece'"):
         chopgrad.decoder_for(vae, checkpoint="piece")
     z = latents_for(vae, 3).requires_grad_()
     target = torch.zeros_like(chopgrad.decoder_for(vae).decode(z.detach()))
@@ -102,7 +119,8 @@ def test_bad_settings():
     vae.train()
     for decoder, strategy in [
         (chopgrad.decoder_for(vae, checkpoint="block"), Full()),
-        (chopgrad.decoder_for(vae), Adaptive(0.1)),
+        (chopgrad.decoder_for(vae), Exact(pieces=True)),
+        (chopgrad.decoder_for(vae), Sampled(1, Exact())),
     ]:
         with pytest.raises(ValueError, match="active dropout would differ"):
             chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy)

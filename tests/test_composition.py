@@ -66,14 +66,35 @@ def test_accumulates_over_micro_batches(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_loss_scale_is_divided_out(strategy):
+def test_a_factor_before_or_behind_is_only_a_factor(strategy):
     decoder, z, target = setting()
     gradients = []
-    for scale, loss_scale in ((1.0, 1.0), (1024.0, 1.0), (1.0, 1024.0), (64.0, 64.0)):
+    for inside, outside in ((1.0, 1.0), (1.0, 1024.0), (1024.0, 1.0), (2.0**-30, 64.0)):
         leaf = z.clone().requires_grad_()
-        (scale * chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy, loss_scale=loss_scale)).backward()
-        gradients.append(leaf.grad / scale)
+        loss = chopgrad.frame_loss(decoder, leaf, target, lambda x, y, f=inside: f * F.mse_loss(x, y), strategy)
+        (outside * loss).backward()
+        gradients.append(leaf.grad / (inside * outside))
     assert all(relative_error(g, gradients[0]) < 1e-12 for g in gradients)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_in_float16_too(strategy):
+    """Inside a sweep adjoints are scaled into the range of float16: neither factor may overflow or vanish."""
+    decoder, z, target = setting(dtype=torch.float16)
+    reference, z32, target32 = setting(dtype=torch.float32)
+    leaf = z32.requires_grad_()
+    expected = chopgrad.frame_loss(reference, leaf, target32, F.mse_loss, strategy)
+    (expected,) = torch.autograd.grad(expected, leaf)
+    for inside, outside in ((1.0, 1.0), (1.0, 65536.0), (1e-9, 1e9), (1e9, 1e-9)):
+        leaf = z.clone().requires_grad_()
+
+        def loss_fn(frames, part, factor=inside):
+            return factor * F.mse_loss(frames.float(), part.float())
+
+        loss = outside * chopgrad.frame_loss(decoder, leaf, target, loss_fn, strategy)
+        (got,) = torch.autograd.grad(loss, leaf)
+        assert got.isfinite().all()
+        assert 0 < relative_error(got.float() / (inside * outside), expected) < 0.02
 
 
 @pytest.mark.parametrize("name", VAES)
