@@ -98,5 +98,5 @@ def _tell_range(part: Any, frames: Tensor) -> None:
                 warnings.warn(
                     f"The target goes from {low:g} to {high:g}, but frames lie in [-1, 1]. From 0 to 255: "
                     "target / 127.5 - 1.",
-                    stacklevel=5,
+                    stacklevel=6,
                 )

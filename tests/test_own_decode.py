@@ -1,0 +1,277 @@
+"""What a VAE's own decode would do and a step would not: honoured, or refused by one sentence."""
+
+import copy
+
+import accelerate
+import peft
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.hooks import apply_group_offloading
+from torch import nn
+from torch.nn import functional as F
+
+import chopgrad
+from chopgrad import Exact, Full, decoder_for, frame_loss
+from tests.brute_force import relative_error
+from tests.models import VAES, build, latents_for
+
+STRATEGIES = [Full(), Exact(), Exact(offload=True, pieces=True)]
+
+
+class Brighter(AutoencoderKLWan):
+    def _decode(self, z, return_dict=True):
+        (frames,) = super()._decode(z, return_dict=False)
+        return (1.5 * frames,)
+
+
+class Plain(AutoencoderKLWan):
+    """Overrides nothing of what is decoded."""
+
+    def describe(self):
+        return "mine"
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.gain = inner, nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, *args, **settings):
+        return self.inner(*args, **settings) * self.gain
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def overridden(vae):
+    vae.__class__ = Brighter
+
+
+def instance_decode(vae):
+    own = vae.decode
+    vae.decode = lambda z, **settings: own(0.5 * z, **settings)
+
+
+def instance_forward(vae):
+    own = vae.decoder.forward
+    vae.decoder.forward = lambda *args, **settings: 0.5 * own(*args, **settings)
+
+
+def wrapped_decoder(vae):
+    vae.decoder = Wrapper(vae.decoder)
+
+
+def hook(name, method="register_forward_hook", function=lambda *arguments: None):
+    def change(vae):
+        getattr(vae.get_submodule(name), method)(function)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (overridden, r"vae\._decode is not that of diffusers but of tests\.test_own_decode\.Brighter.*CausalDecoder"),
+        (instance_decode, r"vae\.decode is not that of diffusers but of tests\.test_own_decode"),
+        (instance_forward, r"vae\.decoder\.forward is not that of diffusers"),
+        (wrapped_decoder, r"vae\.decoder\.forward is not that of diffusers but of tests\.test_own_decode\.Wrapper"),
+        (hook("decoder.mid_block"), r"A hook on 'decoder\.mid_block' of the VAE .*would not be run"),
+        (hook("decoder"), r"A hook on 'decoder' of the VAE"),
+        (hook("decoder.up_blocks.0.resnets.0", "register_forward_pre_hook"), r"resnets\.0' of the VAE"),
+        (hook("decoder.up_blocks.0", "register_full_backward_hook"), r"'decoder\.up_blocks\.0' of the VAE"),
+        (lambda vae: vae.enable_tiling(), r"The VAE tiles.*call vae\.disable_tiling\(\)"),
+        (lambda vae: apply_group_offloading(vae, torch.device("cpu"), torch.device("cpu"), "block_level", 1),
+         "or offloading by blocks"),
+    ],
+)  # fmt: skip
+def test_what_would_be_passed_by_is_refused(change, sentence):
+    vae = build("wan2.1")
+    change(vae)
+    with pytest.raises(ValueError, match=sentence):
+        decoder_for(vae)
+
+
+def test_a_change_that_only_shows_in_the_frames_is_found_by_trial(monkeypatch):
+    vae = build("wan2.1")
+    own = type(vae.decoder.mid_block).forward
+    monkeypatch.setattr(type(vae.decoder.mid_block), "forward", lambda self, *a, **k: 0.5 * own(self, *a, **k))
+    with pytest.raises(ValueError, match=r"gives other frames than this decoder .relative difference .*check=False"):
+        decoder_for(vae)
+    assert decoder_for(vae, check=False).passed_by == []
+
+
+def test_a_class_of_the_same_name_from_elsewhere():
+    foreign = type("AutoencoderKLWan", (nn.Module,), {"decode": lambda self, z: z, "decoder": nn.Identity()})
+    with pytest.raises(ValueError, match=r"vae\.decode is not that of diffusers.*from_single_file"):
+        decoder_for(foreign())
+    with pytest.raises(ValueError, match=r"No causal decoder is known for WanVAE_.*from_single_file"):
+        decoder_for(type("WanVAE_", (nn.Module,), {})())
+
+
+@pytest.mark.parametrize("change", [hook("decoder.mid_block"), lambda vae: vae.enable_tiling()], ids=["hook", "tiling"])
+def test_a_change_after_decoder_for_is_found_at_the_call(change):
+    vae = build("wan2.1")
+    decoder = decoder_for(vae)
+    z = latents_for(vae, 2).requires_grad_()
+    target = torch.zeros_like(decoder.decode(z.detach()))
+    change(vae)
+    for call in (
+        lambda: frame_loss(decoder, z, target, F.mse_loss),
+        lambda: chopgrad.decode(decoder, z),
+        lambda: decoder.decode(z),
+    ):
+        with pytest.raises(ValueError, match=r"would not be run|The VAE tiles"):
+            call()
+
+
+def check(vae, z, model=None, tolerance=1e-12):
+    """Frames and gradients of all three forms against the VAE's own decode."""
+    leaf = z.clone().requires_grad_()
+    frames = vae.decode(leaf).sample
+    target = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0)).to(frames)
+    trained = [p for p in vae.decoder.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(F.mse_loss(frames, target), [leaf, *trained])
+    for strategy in STRATEGIES:
+        decoder = decoder_for(vae if model is None else model)
+        for loss in (
+            frame_loss(decoder, leaf, target, F.mse_loss, strategy),
+            F.mse_loss(chopgrad.decode(decoder, leaf, strategy), target),
+        ):
+            got = torch.autograd.grad(loss, [leaf, *trained])
+            assert all(relative_error(a, b) < tolerance for a, b in zip(got, expected, strict=True)), strategy
+
+
+def test_a_subclass_that_overrides_nothing_of_it():
+    vae = build("wan2.1")
+    vae.__class__ = Plain
+    check(vae, latents_for(vae, 3))
+
+
+def test_hooks_on_convolutions_and_norms_are_run():
+    vae = build("wan2.1")
+    vae.decoder.conv_in.register_forward_hook(lambda module, arguments, out: 0.5 * out)
+    vae.decoder.mid_block.resnets[0].norm1.register_forward_pre_hook(lambda module, arguments: (1 + arguments[0],))
+    check(vae, latents_for(vae, 3))
+
+
+def test_lora_in_the_vae():
+    vae = build("wan2.1")
+    settings = peft.LoraConfig(r=2, target_modules=["to_qkv", "proj"], init_lora_weights=False)
+    model = peft.get_peft_model(vae, settings).double()
+    assert any(p.requires_grad for p in vae.decoder.parameters())
+    check(vae, latents_for(vae, 3), model)
+
+
+def test_compiled_modules(monkeypatch):
+    vae = build("wan2.1")
+    compiled = torch.compile(vae, backend="eager")
+    check(vae, latents_for(vae, 3), compiled)
+    vae.decode = torch.compile(vae.decode, backend="eager")
+    assert decoder_for(vae).vae is vae
+    del vae.decode
+    vae.decoder = torch.compile(vae.decoder, backend="eager")
+    assert decoder_for(vae).vae is vae
+
+
+@pytest.mark.parametrize("parametrize", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_weight_norm(parametrize):
+    vae = build("wan2.1")
+    vae.decoder.requires_grad_(True)
+    for module in list(vae.decoder.modules()):
+        if isinstance(module, nn.Conv3d | nn.Conv2d):
+            parametrize(module)
+    check(vae.double(), latents_for(vae, 3))
+
+
+def test_spectral_norm_in_training_mode_is_refused_where_steps_repeat():
+    vae = build("wan2.1")
+    vae.decoder.requires_grad_(True)
+    nn.utils.parametrizations.spectral_norm(vae.decoder.conv_in)
+    vae.double().train()
+    before = [x.clone() for x in vae.buffers()]
+    decoder = decoder_for(vae)
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.buffers(), strict=True))  # the trial changes nothing
+    z = latents_for(vae, 3).requires_grad_()
+    other = copy.deepcopy(vae)
+    expected = torch.autograd.grad(other.decode(z).sample.square().mean(), z)[0]
+    for call in (
+        lambda: chopgrad.decode(decoder, z),
+        lambda: frame_loss(decoder, z, None, lambda x, _: x.mean(), Exact()),
+    ):
+        with pytest.raises(RuntimeError, match=r"buffer 'decoder\.conv_in.*call vae\.eval\(\)"):
+            call()
+    got = torch.autograd.grad(chopgrad.decode(decoder_for(copy.deepcopy(vae).train()), z, Full()).square().mean(), z)[0]
+    assert got.isfinite().all() and expected.isfinite().all()
+    vae.eval()
+    check(vae, z.detach())
+
+
+def leaf_level(vae):
+    apply_group_offloading(vae, torch.device("cpu"), torch.device("cpu"), "leaf_level")
+    return vae
+
+
+def whole_model(vae):
+    return accelerate.cpu_offload_with_hook(vae, execution_device="cpu")[0]
+
+
+def weights_on_meta(vae):
+    return accelerate.cpu_offload(vae, execution_device="cpu")
+
+
+@pytest.mark.parametrize("offload", [leaf_level, whole_model, weights_on_meta])
+def test_offloading_that_plain_decode_works_with(offload):
+    vae = build("wan2.1")
+    check(offload(vae), latents_for(build("wan2.1"), 3))
+
+
+def test_a_pipelines_offloading_is_asked_before_each_pass():
+    """What ``enable_model_cpu_offload`` leaves on the VAE is called where its own decode would call it, and again
+    before the backward pass, when another model may have taken its place."""
+    vae = build("wan2.1")
+
+    class Hook:
+        calls = 0
+
+        def pre_forward(self, module, *args, **settings):
+            Hook.calls += 1
+
+    vae._hf_hook = Hook()
+    decoder = decoder_for(vae)
+    z = latents_for(vae, 2).requires_grad_()
+    before = Hook.calls
+    frames = chopgrad.decode(decoder, z)
+    assert Hook.calls == before + 1
+    frames.mean().backward()
+    assert Hook.calls == before + 2
+
+
+@pytest.mark.parametrize("name", ["DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"])
+def test_wrappers_that_split_a_model(name):
+    wrapper = type(name, (nn.Module,), {})()
+    with pytest.raises(ValueError, match=rf"the VAE is wrapped in {name}.*\.module"):
+        decoder_for(wrapper)
+    vae = build("wan2.1")
+    vae.decoder = wrapper
+    with pytest.raises(ValueError, match=rf"vae\.decoder is wrapped in {name}.*\.module"):
+        decoder_for(vae)
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_the_trial_finds_blocks_and_leaves_nothing_behind(name):
+    vae = build(name)
+    decoder = decoder_for(vae)
+    names = {n for n, _ in decoder.passed_by}
+    assert {"decoder", "decoder.mid_block", "decoder.up_blocks.0"} <= names
+    assert not any("conv" in n.rsplit(".")[-1] for n in names)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in vae.modules())
+    assert decoder_for(vae, check=False).passed_by == []
+
+
+def test_a_decoder_in_low_precision_passes_the_trial():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        decoder_for(build("wan2.1", dtype))
