@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from chopgrad.decoders.base import CausalDecoder, FrameGroup
 from chopgrad.engine import Carry, Sweep
-from chopgrad.graph import unshared_weights
+from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.inputs import check_inputs, check_sampled, trained_parameters
 from chopgrad.offload import Waiting
 from chopgrad.strategies import RECOMMENDED, Full, Strategy
@@ -126,18 +125,19 @@ class _Decode(torch.autograd.Function):
         return video
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         latents, *tensors = ctx.saved_tensors
+        sources = [latents, *call.parameters]
         call.decoder.onload()
-        with ctx.autocast.again(), unshared_weights():
+        with torch.no_grad(), ctx.autocast.again(), unshared_weights():
             sweep = call.sweep(latents)
             for i in call.chosen:
                 sweep.add_adjoint(i, adjoint[:, :, call.frames(i)])
             gradients = sweep.gradients(carries=ctx.states.unpack(tensors))
-        found = zip([gradients.latents, *gradients.parameters], [latents, *call.parameters], strict=True)
-        return None, *(None if g is None else g.to(x.dtype) for g, x in found)
+            found = [gradients.latents, *gradients.parameters]
+            found = [None if g is None else g.to(x.dtype) for g, x in zip(found, sources, strict=True)]
+        return None, *not_twice(found, adjoint, sources)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,31 @@ def unshared_weights() -> Iterator[None]:
         parametrize._cache_enabled, parametrize._cache = enabled, cached
 
 
+def not_twice(
+    gradients: Sequence[Tensor | None], adjoint: Tensor, sources: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``sources`` that were computed without a graph: they raise when they are differentiated again.
+
+    PyTorch's ``once_differentiable`` does so in ``backward`` only; ``torch.autograd.grad`` passes it by.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    return tuple(None if g is None else _NotTwice.apply(g, adjoint, *sources) for g in gradients)
+
+
+class _NotTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "This gradient was computed group by group and cannot be differentiated again: use "
+            "chopgrad.decode(decoder, latents, Full()), which is one graph."
+        )
+
+
 def total(sums: list[Tensor | None], more: Iterable[Tensor | None]) -> list[Tensor | None]:
     """The sums with one more term each; None where there is none yet."""
     return [x if y is None else y if x is None else x + y for x, y in zip(sums, more, strict=True)]

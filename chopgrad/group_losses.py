@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
 from chopgrad.engine import Gradients, Sweep
+from chopgrad.graph import not_twice
 from chopgrad.target import Target, frame_parts, target_part
 
 # In float16 a loss is scaled until the largest gradient at its frames is above the first, by no more than 2**second.
@@ -186,22 +186,23 @@ class _Shown(torch.autograd.Function):
     def forward(
         ctx: Any, frames: Tensor, reach: _Reach, pull: Callable[[Tensor], Gradients] | None, *sources: Tensor
     ) -> Tensor:
-        ctx.reach, ctx.pull, ctx.dtypes = reach, pull, [x.dtype for x in sources]
+        ctx.reach, ctx.pull, ctx.sources = reach, pull, sources
         return frames.view_as(frames)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = [None] * len(ctx.dtypes)
-        if not ctx.reach.ends_at_frames:
-            if ctx.pull is None:
-                raise RuntimeError(
-                    "torch.autograd.grad inside a loss with context_frames would miss what reaches a parameter by the "
-                    "context: use chopgrad.decode, whose frames are an ordinary tensor."
-                )
+        if ctx.reach.ends_at_frames:
+            return None, None, None, *(None for _ in ctx.sources)
+        if ctx.pull is None:
+            raise RuntimeError(
+                "torch.autograd.grad inside a loss with context_frames would miss what reaches a parameter by the "
+                "context: use chopgrad.decode, whose frames are an ordinary tensor."
+            )
+        with torch.no_grad():
             gradients = ctx.pull(adjoint)
-            found = [gradients.latents, *gradients.parameters][-len(ctx.dtypes) :]
-        return None, None, None, *(None if g is None else g.to(d) for g, d in zip(found, ctx.dtypes, strict=True))
+            found = [gradients.latents, *gradients.parameters][-len(ctx.sources) :]
+            found = [None if g is None else g.to(x.dtype) for g, x in zip(found, ctx.sources, strict=True)]
+        return None, None, None, *not_twice(found, adjoint, ctx.sources)
 
 
 def _sequence_number() -> int:

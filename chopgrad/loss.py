@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from chopgrad.decoders.base import CausalDecoder
 from chopgrad.engine import Gradients, Sweep
-from chopgrad.graph import unshared_weights
+from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.group_losses import GroupLosses
 from chopgrad.inputs import check_inputs, reruns_steps, trained_parameters
 from chopgrad.strategies import RECOMMENDED, Sampled, Strategy
@@ -114,22 +113,19 @@ class _FrameLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
-        ctx.dtypes = [x.dtype for x in inputs]
+        ctx.inputs = inputs
         ctx.save_for_backward(*gradients)
         return total.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # In float16 the factor may be too large for it (a GradScaler's), or the gradient too small without it.
-        return (
-            None,
-            None,
-            *(
-                None if g is None else (g.to(torch.promote_types(g.dtype, torch.float32)) * grad_output).to(dtype)
-                for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            ),
-        )
+        with torch.no_grad():
+            found = [
+                None if g is None else (g.to(torch.promote_types(g.dtype, torch.float32)) * grad_output).to(x.dtype)
+                for g, x in zip(ctx.saved_tensors, ctx.inputs, strict=True)
+            ]
+        return None, None, *not_twice(found, grad_output, ctx.inputs)
 
 
 def _total(losses: list[Tensor], weights: list[float]) -> Tensor:

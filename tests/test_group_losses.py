@@ -180,6 +180,18 @@ def test_through_the_context_a_loss_must_not_differentiate_by_itself(setting):
         frame_loss(decoder, leaf, target, loss_fn, context_frames=1)
 
 
+def test_what_a_loss_differentiated_itself_is_not_differentiated_again(setting):
+    _, decoder, z, target = setting
+    leaf = z.clone().requires_grad_()
+
+    def loss_fn(x, y):
+        (slope,) = torch.autograd.grad(F.mse_loss(x, y), leaf, create_graph=True)
+        return x.mean() + slope.square().sum()
+
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        frame_loss(decoder, leaf, target, loss_fn)
+
+
 def directional(decoder, z, target, loss_fn, strategy):
     """The gradient along a direction, and the finite difference of the value, with one seed."""
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(2), dtype=z.dtype)
