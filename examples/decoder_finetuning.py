@@ -12,7 +12,8 @@ import torch
 import tyro
 from diffusers import AutoModel
 
-from chopgrad import Chop, Exact, decoder_for, frame_loss, framewise
+from chopgrad import Chop, decoder_for, frame_loss, framewise
+from chopgrad.strategies import RECOMMENDED
 from suite.clips import load_clip, packaged_clip
 from suite.losses import loss_by_name  # or any mean of per-frame terms: (frames, target) -> scalar
 
@@ -26,7 +27,7 @@ def main(
     frames: int = 17,
     size: tuple[int, int] = (64, 64),
     loss: Literal["mse", "l1", "lpips"] = "mse",
-    exact: bool = False,
+    distance: int | None = None,
     steps: int = 10,
     lr: float = 1e-4,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
@@ -36,17 +37,16 @@ def main(
 
     Args:
         pretrained: folder or hub id of a VAE, or of a pipeline (with ``subfolder``).
-        exact: the exact gradient, one piece of one frame group at a time, in place of truncation at distance 1.
+        distance: truncate the gradient to so many frame groups, as the paper does. Default: exact.
     """
     vae = AutoModel.from_pretrained(pretrained, subfolder=subfolder).to(device)
     vae.eval().requires_grad_(False)
-    # With the clamp, pixels outside [-1, 1] would have no gradient. The result is used with it, as always.
-    decoder = decoder_for(vae, clamp=False, checkpoint="frame" if exact else None)
+    decoder = decoder_for(vae)
     parameters = list(decoder.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr)
-    strategy = Exact(offload=True, pieces=True) if exact else Chop(distance=1)
+    strategy = RECOMMENDED if distance is None else Chop(distance)
     loss_fn = loss_by_name(loss, device)
     if loss == "lpips":
         loss_fn = framewise(loss_fn)  # the perceptual network keeps the activations of one frame at a time

@@ -14,7 +14,7 @@ import tyro
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from chopgrad import Exact, decoder_for, frame_loss  # pixel loss
+from chopgrad import decoder_for, frame_loss  # pixel loss
 from suite.clips import load_clip, packaged_clip
 
 TINY_VAE = Path(__file__).parents[1] / "weights" / "tiny-wan2.1"
@@ -53,7 +53,7 @@ def main(
     vae, transformer = models(pretrained, torch.bfloat16 if precision == "bf16" else torch.float32)
     transformer.enable_gradient_checkpointing()
     vae.to(accelerator.device).eval()
-    decoder = decoder_for(vae.requires_grad_(False), clamp=False, checkpoint="frame")  # pixel loss
+    decoder = decoder_for(vae.requires_grad_(False))  # pixel loss
     optimizer = torch.optim.AdamW(transformer.parameters(), lr)
     transformer, optimizer = accelerator.prepare(transformer, optimizer)
 
@@ -68,7 +68,7 @@ def main(
         velocity = transformer(noisy, sigma.flatten() * 1000, prompt, return_dict=False)[0]
         latent_loss = F.mse_loss(velocity, noise - clean)
         predicted = decoder.denormalize((noisy - sigma * velocity).to(vae.dtype))  # pixel loss
-        pixel_loss = frame_loss(decoder, predicted, pixels, F.mse_loss, Exact(offload=True, pieces=True))  # pixel loss
+        pixel_loss = frame_loss(decoder, predicted, pixels, F.mse_loss)  # pixel loss
         accelerator.backward(latent_loss + pixel_weight * pixel_loss)  # pixel loss
         optimizer.step()
         optimizer.zero_grad()

@@ -1,7 +1,9 @@
 """A reward's gradient into a video transformer: ``python examples/reward_gradient.py``.
 
 DRaFT-1 (Clark et al., ICLR 2024): the reward of all frames of a sampled video, differentiated through the last sampling
-step. The reward is any module that scores images. A tiny VAE and transformer stand in for ``--pretrained FOLDER``.
+step. The reward scores images, so it is streamed: frames exist for one frame group at a time, its own graph for one
+frame. For a reward of the whole clip see pipeline_reward.py. A tiny VAE and transformer stand in for ``--pretrained
+FOLDER``.
 """
 
 from pathlib import Path
@@ -12,7 +14,7 @@ import tyro
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
-from chopgrad import Exact, decoder_for, frame_loss, framewise
+from chopgrad import decoder_for, frame_loss, framewise
 
 TINY_VAE = Path(__file__).parents[1] / "weights" / "tiny-wan2.1"
 
@@ -47,19 +49,14 @@ def main(
     torch.manual_seed(seed)
     vae, transformer = (model.to(device) for model in models(pretrained))
     transformer.enable_gradient_checkpointing()
-    # With the clamp: a pixel beyond [-1, 1] must earn nothing.
-    decoder = decoder_for(vae.eval().requires_grad_(False), checkpoint="frame")
+    decoder = decoder_for(vae.eval().requires_grad_(False))
     reward = warmth  # your reward model, on the device, in eval mode and frozen
     optimizer = torch.optim.AdamW(transformer.parameters(), lr)
     scheduler: Any = FlowMatchEulerDiscreteScheduler()
     prompt = torch.zeros(1, 8, transformer.config.text_dim, device=device)  # your text encoder's output
-    size = [n * vae.config.scale_factor_spatial for n in latent_size]
 
-    def negative_reward(frames: Tensor, _: Tensor) -> Tensor:
+    def negative_reward(frames: Tensor, target: None) -> Tensor:
         return -reward(frames.transpose(1, 2).flatten(0, 1)).mean()
-
-    def no_target(frames: slice) -> Tensor:  # a reward compares with nothing: a view of one zero stands in
-        return torch.zeros(()).expand(1, 3, frames.stop - frames.start, *size)
 
     for step in range(steps):
         scheduler.set_timesteps(sampling_steps, device=device)
@@ -69,7 +66,7 @@ def main(
                 velocity = transformer(x, t.expand(1), prompt, return_dict=False)[0]
                 x = scheduler.step(velocity, t, x, return_dict=False)[0]
         latents = decoder.denormalize(x.to(vae.dtype))
-        loss = frame_loss(decoder, latents, no_target, framewise(negative_reward), Exact(offload=True, pieces=True))
+        loss = frame_loss(decoder, latents, None, framewise(negative_reward))  # a reward compares with nothing
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
