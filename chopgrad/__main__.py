@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             height,
             width,
             loss=options.loss,
+            frames_loss=options.frames_loss,
             dtype=getattr(torch, options.dtype),
             trainable_decoder=options.trainable_decoder,
             subfolder=options.subfolder,
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--frames", type=int, required=True, help="frames of the decoded video")
     command.add_argument("--size", required=True, metavar="HxW", help="height and width in pixels, such as 720x1280")
     command.add_argument("--loss", choices=["mse", "lpips"], default="mse")
+    sees = "whether the loss sees one frame group at a time (frame_loss) or the whole video (decode)"
+    command.add_argument("--frames-loss", choices=["streamed", "whole"], default="streamed", help=sees)
     command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
     command.add_argument("--host-budget", help="host memory to fit into as well, such as 64GiB")
@@ -107,7 +110,8 @@ def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: P
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    what = f"{options.loss}, {options.dtype}" + (", trainable decoder" if options.trainable_decoder else "")
+    what = options.loss + (" on the whole video" if options.frames_loss == "whole" else "")
+    what += f", {options.dtype}" + (", trainable decoder" if options.trainable_decoder else "")
     lines = [
         f"Predicted for {options.vae}, {options.frames} frames of {options.size}, {what}:",
         "",

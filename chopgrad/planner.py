@@ -1,32 +1,34 @@
 """What a strategy will cost, before anything is run: peak memory predicted with tensors that have shapes but no data.
 
 The architecture is built without weights and the library's own sweep runs on it (``chopgrad.shapes``), so a prediction
-is about the code that will run. Left out: cuDNN's workspaces, the allocator's fragmentation, the CUDA context, and the
-backbone that produces the latents. PyTorch rounds blocks of pinned host memory up to powers of two, so that up to twice
-the host bytes may be taken.
+is about the code that will run: ``chopgrad.frame_loss``, whose loss sees one frame group at a time, or
+``chopgrad.decode`` and a loss on the whole video. Left out: cuDNN's workspaces, the allocator's fragmentation, the CUDA
+context, and the backbone that produces the latents. PyTorch rounds blocks of pinned host memory up to powers of two, so
+that up to twice the host bytes may be taken.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil, isqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 
+from chopgrad.decode import decode
 from chopgrad.decoders import DECODERS, CausalDecoder, Checkpoint, decoder_for
-from chopgrad.decoders.base import FrameGroup
 from chopgrad.loss import frame_loss, framewise
-from chopgrad.memory import PeakMemory
+from chopgrad.memory import LiveStorages
 from chopgrad.shapes import ShapesOnly
 from chopgrad.strategies import Chop, Exact, Full, Sampled, Strategy
 
@@ -37,12 +39,15 @@ _WAN22 = {
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "wan2.1": ("AutoencoderKLWan", {}),
     "wan2.2": ("AutoencoderKLWan", _WAN22),
-    "qwen-image": ("AutoencoderKLQwenImage", {}),
+    "qwen-image": ("AutoencoderKLQwenImage", {"dim_mult": [1, 2, 4, 4]}),  # diffusers 0.36 fails on its own default
     "cogvideox": ("AutoencoderKLCogVideoX", {}),
 }
 """The published architectures: class, and what differs from its defaults."""
 MARGIN = 0.05
 """Share of a memory budget that ``recommend`` leaves free."""
+
+FramesLoss = Literal["streamed", "whole"]
+"""What a loss sees: the frames of one group at a time (``frame_loss``), or the whole video (``decode``)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def plan(
     width: int,
     *,
     loss: str = "mse",
+    frames_loss: FramesLoss = "streamed",
     dtype: torch.dtype = torch.bfloat16,
     trainable_decoder: bool = False,
     subfolder: str | None = None,
@@ -103,6 +109,9 @@ def plan(
     Args:
         vae: a name in ``ARCHITECTURES``, a folder with a config.json, or a hub id.
         loss: ``"mse"``, or ``"lpips"`` (the shapes of VGG-16, frame by frame with recomputation).
+        frames_loss: ``"streamed"``: ``chopgrad.frame_loss`` with a target that is made group by group; ``"whole"``:
+            ``chopgrad.decode`` and one loss on the video, so that the frames, the target, their gradient and the loss's
+            own graph are counted whole.
         trainable_decoder: gradients of all decoder parameters are wanted too.
         subfolder: where the VAE lies inside a pipeline's folder or hub id.
         strategies: default: ``default_strategies``. An ``Exact`` whose ``every`` is left open is taken to keep every
@@ -112,12 +121,15 @@ def plan(
         progress: called with the number of predictions made and that of all, before each and at the end.
 
     Raises:
-        ValueError: unknown VAE, or frames or size that it does not decode to; the message says what fits. ``Sampled``,
-            whose cost depends on its draw.
+        ValueError: unknown VAE, loss or form, or frames or size that it does not decode to; the message says what fits.
+            ``Sampled``, whose cost depends on its draw.
 
-    Cost: a second or less per strategy. Memory is linear in the number of groups once a strategy's window is full, so a
-    few groups are followed and the rest is that line; with ``every`` the states kept at one time are counted.
+    Cost: a second or two per strategy. The peak of each phase (the forward pass, the loss, the backward pass) is linear
+    in the number of groups once a strategy's window is full, so two short videos tell the line of each, and the highest
+    at the video's length is the peak; with ``every`` the states that are not kept are taken off it.
     """
+    if frames_loss not in get_args(FramesLoss):
+        raise ValueError(f"frames_loss must be 'streamed' or 'whole', got {frames_loss!r}.")
     with ShapesOnly(), torch.device("meta"):
         model = _build(vae, dtype, subfolder).eval().requires_grad_(trainable_decoder)
         decoder = decoder_for(model, checkpoint=None)
@@ -132,7 +144,8 @@ def plan(
 
         @lru_cache
         def setting(checkpoint: Checkpoint) -> _Setting:
-            return _Setting(decoder_for(model, checkpoint=checkpoint), size, (height, width), loss_fn, dtype)
+            decoder = decoder_for(model, checkpoint=checkpoint)
+            return _Setting(decoder, size, (height, width), loss_fn, frames_loss, dtype)
 
         rows: list[tuple[Strategy, Checkpoint]] = []
         for strategy in default_strategies(groups) if strategies is None else strategies:
@@ -148,7 +161,7 @@ def plan(
             exact = not isinstance(strategy, Chop) or strategy.block + strategy.distance >= groups
             distance = None if exact else strategy.plan().distance
             device, host = setting(inside).peaks(strategy, latent_frames)
-            compute = relative_compute(strategy, groups)
+            compute = relative_compute(strategy, groups, frames_loss)
             compute += 0 if inside in (None, "frame") else _once_more(strategy, groups)
             predictions.append(Prediction(strategy, weights + device, host, compute, distance, inside))
         if progress is not None:
@@ -177,16 +190,20 @@ def recommend(
     return max(fitting, key=lambda p: (p.distance or 0, -p.relative_compute), default=None)
 
 
-def relative_compute(strategy: Strategy, groups: int) -> float:
+def relative_compute(strategy: Strategy, groups: int, frames_loss: FramesLoss = "streamed") -> float:
     """(forwards + 2 backwards) / 3 per group, by the table in ``chopgrad.strategies``."""
     settings = strategy.plan()
     block = min(settings.block or groups, groups)
     visits = 1 + min(settings.distance, groups - 1) / block  # reverse visits of a group
     forwards = 1.0
+    # ``decode`` keeps states for one block of all groups; for others its backward pass decodes the video once more.
+    streams = frames_loss == "streamed" or settings.block is not None
+    if frames_loss == "whole" and settings.block is not None:
+        forwards += 1
     if settings.recompute:
-        # A visit rebuilds the graph; by pieces it first runs forward to have their inputs. The last group of a window
-        # is visited at once, which saves one of its passes.
-        forwards += (2 if settings.pieces else 1) * visits - 1 / block
+        # A visit rebuilds the graph; by pieces it first runs forward to have their inputs. Where groups stream by, the
+        # last one of a window is visited at once, which saves one of its passes.
+        forwards += (2 if settings.pieces else 1) * visits - (1 / block if streams else 0)
         forwards += 1 - 1 / (settings.every or 1)
     return (forwards + 2 * visits) / 3
 
@@ -198,6 +215,10 @@ def _once_more(strategy: Strategy, groups: int) -> float:
     return 0.0 if settings.pieces else (1 + min(settings.distance, groups - 1) / block) / 3
 
 
+Peaks = tuple[int, int]
+"""(device, host) bytes."""
+
+
 @dataclass(eq=False)
 class _Setting:
     """Everything but strategy and length."""
@@ -206,92 +227,89 @@ class _Setting:
     latent_size: tuple[int, int]
     size: tuple[int, int]
     loss_fn: Callable[[Tensor, Tensor], Tensor]
+    frames_loss: FramesLoss
     dtype: torch.dtype
 
-    def peaks(self, strategy: Strategy, latent_frames: int) -> tuple[int, int]:
-        """(device, host) bytes beyond the weights."""
+    def peaks(self, strategy: Strategy, latent_frames: int) -> Peaks:
+        """What it takes beyond the weights."""
         settings = strategy.plan()
         groups = self.decoder.frame_groups(latent_frames)
-        step = groups[-1].latents.stop - groups[-1].latents.start
         if settings.every is not None and settings.every > 1:
+            device, host = self.peaks(Exact(settings.offload, pieces=settings.pieces), latent_frames)
             kept = ceil(len(groups) / settings.every) + min(settings.every, len(groups))
-            shorter = latent_frames - step * max(0, len(groups) - kept)
-            return self.peaks(Exact(settings.offload, pieces=settings.pieces), shorter)
-        # With Wan the first two groups are smaller than the others, with CogVideoX none is, but the first has no state.
-        smaller = groups[0].frame_count < groups[-1].frame_count
+            dropped = max(0, len(groups) - kept) * self._state_bytes()
+            return (device, host - dropped) if settings.offload else (device - dropped, host)
+        step = groups[-1].latents.stop - groups[-1].latents.start
         if settings.block is None:
             enough = 4 + settings.recompute
         else:
-            enough = settings.block + settings.distance + (1 if smaller else settings.block + 1)
+            # With Wan the first two groups are smaller than the others, with CogVideoX none is, but the first has no
+            # state; then come the first window of full size and the group that it hands its state to.
+            begin = 2 if groups[0].frame_count < groups[-1].frame_count else 1
+            enough = (ceil(begin / settings.block) + 1) * settings.block + settings.distance + 1
         beyond = len(groups) - enough
         if beyond <= 1:
-            return self._run(strategy, latent_frames).peaks
-        if settings.block is None:
-            run = self._run(strategy, latent_frames - step * beyond)
-            growth = run.growth
-        else:
-            run = self._run(strategy, step * enough if smaller else latent_frames - step * beyond, steady=smaller)
-            growth = (2 * step * self.latent_bytes, 0)  # only latents and their gradient are as long as the video
-        return run.peaks[0] + growth[0] * beyond, run.peaks[1] + growth[1] * beyond
-
-    @property
-    def latent_bytes(self) -> int:
-        """Bytes of one latent frame."""
-        return self.decoder.latent_channels * self.latent_size[0] * self.latent_size[1] * self.dtype.itemsize
+            return _highest(self._run(strategy, latent_frames))
+        short = self._run(strategy, latent_frames - step * beyond)
+        if settings.block is not None and self.frames_loss == "streamed":
+            # Forward and backward pass alternate, and only latents and their gradient are as long as the video.
+            device, host = _highest(short)
+            return device + beyond * 2 * step * self._latents(1).nbytes, host
+        longer = self._run(strategy, latent_frames - step * (beyond - 1))
+        phases = zip(short, longer, strict=True)
+        return _highest([(a + beyond * (c - a), b + beyond * (d - b)) for (a, b), (c, d) in phases])
 
     @lru_cache  # noqa: B019  (lives as long as the call of plan)
-    def _run(self, strategy: Strategy, latent_frames: int, steady: bool = False) -> _Run:
-        decoder = _in_mid_video(self.decoder, self._latents(3)) if steady else self.decoder
-        z = self._latents(latent_frames).requires_grad_()
-        live: list[tuple[int, int]] = []
+    def _run(self, strategy: Strategy, latent_frames: int) -> list[Peaks]:
+        """The peaks of each phase: until the frames have their adjoints, and after; of a whole video's loss more."""
+        decoder, z = self.decoder, self._latents(latent_frames).requires_grad_()
+        sources = [z, *(p for p in decoder.parameters() if p.requires_grad)]
+        last = decoder.frame_groups(latent_frames)[-1].frames
+        phases: list[Peaks] = []
 
         def target(frames: slice) -> Tensor:
             return torch.zeros(1, 3, frames.stop - frames.start, *self.size, dtype=self.dtype)
 
-        def loss_fn(frames: Tensor, target: Tensor) -> Tensor:
-            live.append((memory.live_bytes("meta"), memory.live_bytes("cpu")))
-            return self.loss_fn(frames, target)
+        def end_phase(adjoint: Tensor | None = None) -> None:
+            phases.append((storages.peak["meta"] + z.nbytes, storages.peak["cpu"]))
+            storages.peak = defaultdict(int, storages.live)
 
-        parameters = [p for p in decoder.parameters() if p.requires_grad]
-        with PeakMemory("meta") as memory:
-            torch.autograd.grad(frame_loss(decoder, z, target, loss_fn, strategy), [z, *parameters])
-        count = len(decoder.frame_groups(latent_frames))
-        # The first calls of the loss are those of the forward pass: what stays alive of one group lies between two. The
-        # last of them is no witness when recomputing: its group is swept at once.
-        end = max(1, count - strategy.plan().recompute)
-        last, before = live[end - 1], live[max(0, end - 2)]
-        growth = (last[0] - before[0] + 2 * self.latent_bytes * (z.shape[2] // count), last[1] - before[1])
-        return _Run((memory.peak_bytes + z.nbytes, memory.host_peak_bytes or 0), growth)
+        def of_group(frames: Tensor, part: tuple[Tensor, slice]) -> Tensor:
+            if part[1] == last:
+                frames.register_hook(end_phase)
+            return self.loss_fn(frames, part[0])
+
+        with LiveStorages() as storages, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that parameters get gradients too is what was asked for
+            if self.frames_loss == "streamed":
+                loss = frame_loss(decoder, z, lambda at: (target(at), at), of_group, strategy)
+            else:
+                whole = target(slice(0, last.stop))
+                frames = decode(decoder, z, strategy)
+                end_phase()
+                frames.register_hook(end_phase)
+                loss = self.loss_fn(frames, whole)
+                end_phase()
+            torch.autograd.grad(loss, sources)
+            end_phase()
+        return phases
 
     def _latents(self, latent_frames: int) -> Tensor:
         return torch.zeros(1, self.decoder.latent_channels, latent_frames, *self.latent_size, dtype=self.dtype)
 
+    @lru_cache  # noqa: B019
+    def _state_bytes(self) -> int:
+        """Of the state after some groups, which is as large as any."""
+        z, state = self._latents(6), self.decoder.initial_state()
+        with torch.no_grad():
+            for group in self.decoder.frame_groups(z.shape[2]):
+                _, state = self.decoder.step(z[:, :, group.latents], state)
+        return sum(x.nbytes for x in tree_leaves(state) if isinstance(x, Tensor))
 
-@dataclass(frozen=True)
-class _Run:
-    """(device, host) bytes: the peaks of a short video, and what each further group adds."""
 
-    peaks: tuple[int, int]
-    growth: tuple[int, int]
-
-
-def _in_mid_video(decoder: CausalDecoder, latents: Tensor) -> CausalDecoder:
-    """The decoder after some latents: every group is of full size, and so is the state that enters the first."""
-    groups = decoder.frame_groups(latents.shape[2])
-    state = decoder.initial_state()
-    with torch.no_grad():
-        for group in groups:
-            _, state = decoder.step(latents[:, :, group.latents], state)
-    step, frames = groups[-1].latents.stop - groups[-1].latents.start, groups[-1].frame_count
-
-    def frame_groups(latent_frames: int) -> list[FrameGroup]:
-        spans = range(latent_frames // step)
-        return [FrameGroup(slice(i * step, (i + 1) * step), slice(i * frames, (i + 1) * frames)) for i in spans]
-
-    later: Any = copy(decoder)
-    later.frame_groups = frame_groups
-    later.initial_state = lambda: tree_map_only(Tensor, torch.clone, state)  # counted from here on
-    return later
+def _highest(phases: Sequence[Peaks]) -> Peaks:
+    device, host = (max(peaks) for peaks in zip(*phases))
+    return device, host
 
 
 def _build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 
 import pytest
 import torch
@@ -27,42 +28,59 @@ def folders(tmp_path_factory):
     return folder
 
 
-def measured(name, latent_frames, strategy, trainable=False):
-    """Peak of a real run in float32, weights and latents included, target made group by group."""
+def measured(name, latent_frames, size, strategy, *, loss, frames_loss, trainable):
+    """Peak of a real run in float32, weights and latents included; and the video's shape.
+
+    The target of a streamed loss is made group by group, that of a whole video's at once.
+    """
     vae = build(name, torch.float32)
-    decoder = chopgrad.decoder_for(vae.requires_grad_(trainable))
-    z = torch.zeros(1, 4, latent_frames, 2, 2, requires_grad=True)
+    decoder = chopgrad.decoder_for(vae.requires_grad_(trainable), checkpoint=None)
+    z = torch.zeros(1, 4, latent_frames, size, size, requires_grad=True)
     with torch.no_grad():
         shape = decoder.decode(z).shape
-    parameters = [p for p in decoder.parameters() if p.requires_grad]
-    with PeakMemory() as memory:
-        loss = chopgrad.frame_loss(
-            decoder,
-            z,
-            lambda frames: torch.zeros(*shape[:2], frames.stop - frames.start, *shape[3:]),
-            F.mse_loss,
-            strategy,
-        )
-        torch.autograd.grad(loss, [z, *parameters])
+    loss_fn = planner._loss(loss, tuple(shape[3:]), torch.float32)
+    sources = [z, *(p for p in decoder.parameters() if p.requires_grad)]
+    with PeakMemory() as memory, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*get gradients beside the latents")
+        if frames_loss == "streamed":
+
+            def target(frames):
+                return torch.zeros(*shape[:2], frames.stop - frames.start, *shape[3:])
+
+            value = chopgrad.frame_loss(decoder, z, target, loss_fn, strategy)
+        else:
+            target = torch.zeros(shape)
+            frames = chopgrad.decode(decoder, z, strategy)
+            value = loss_fn(frames, target).clone()  # mse_loss on the CPU returns a scalar in a video's storage
+        torch.autograd.grad(value, sources)
     return memory.peak_bytes + z.nbytes + sum(p.nbytes for p in decoder.parameters()), shape
 
 
-@pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.parametrize("name", VAES)
-def test_predictions_are_what_a_run_takes(folders, name, trainable):
+FORMS = ["streamed", "whole"]
+
+
+@pytest.mark.parametrize("frames_loss", FORMS)
+@pytest.mark.parametrize(
+    ("name", "loss", "trainable"),
+    [*((name, "mse", trainable) for name in VAES for trainable in (False, True)), ("wan2.1", "lpips", False)],
+)
+def test_predictions_are_what_a_run_takes(folders, name, loss, trainable, frames_loss, recwarn):
     """A video long enough that the planner extrapolates. Strategies without offload, which the CPU does not do."""
+    form = {"loss": loss, "frames_loss": frames_loss}
     for strategy in ON_DEVICE[:: 3 if trainable else 1]:
-        truth, shape = measured(name, 16, strategy, trainable)
+        size = 2 if loss == "mse" else 8
+        truth, shape = measured(name, 16, size, strategy, trainable=trainable, **form)
         settings = {"dtype": torch.float32, "trainable_decoder": trainable, "strategies": [strategy]}
-        (prediction,) = plan(str(folders / name), *shape[2:], **settings, checkpoint=None)
+        (prediction,) = plan(str(folders / name), *shape[2:], **settings, checkpoint=None, **form)
         assert prediction.device_bytes == pytest.approx(truth, rel=0.02), strategy
         assert prediction.host_bytes == 0 or prediction.host_bytes < 10_000
+    assert not [w for w in recwarn if w.category is UserWarning and "gradients" in str(w.message)]
 
 
 def bytes_of(folder, name, count, **settings):
     """{(strategy, checkpoint): (device, host) bytes} of the default strategies for ``count`` latents."""
     frames = chopgrad.decoder_for(build(name)).frame_count(count)
-    size = {"wan2.1": 4, "cogvideox": 8}[name]
+    size = 16 if settings.get("loss") == "lpips" else {"wan2.1": 4, "cogvideox": 8}[name]
     rows = plan(str(folder / name), frames, size, size, dtype=torch.float32, **settings)
     return {(p.strategy, p.checkpoint): (p.device_bytes, p.host_bytes) for p in rows}
 
@@ -87,11 +105,15 @@ def test_working_operators_out_once_changes_no_byte(folders, name, trainable, mo
     assert bytes_of(folders, name, 4, **settings) == found
 
 
-@pytest.mark.parametrize(("name", "count"), [("wan2.1", 10), ("cogvideox", 18)])
-def test_a_few_groups_tell_what_all_groups_take(folders, name, count, monkeypatch):
-    settings = {"strategies": EVERY_KIND, "checkpoint": None}
+@pytest.mark.parametrize("frames_loss", FORMS)
+@pytest.mark.parametrize(
+    ("name", "count", "loss"), [("wan2.1", 12, "mse"), ("cogvideox", 20, "mse"), ("wan2.1", 12, "lpips")]
+)
+def test_a_few_groups_tell_what_all_groups_take(folders, name, count, loss, frames_loss, monkeypatch):
+    strategies = EVERY_KIND if loss == "mse" else EVERY_KIND[1::2]
+    settings = {"strategies": strategies, "checkpoint": None, "loss": loss, "frames_loss": frames_loss}
     found = bytes_of(folders, name, count, **settings)
-    monkeypatch.setattr(planner._Setting, "peaks", lambda self, *args: self._run(*args).peaks)
+    monkeypatch.setattr(planner._Setting, "peaks", lambda self, *args: planner._highest(self._run(*args)))
     for key, (device, host) in bytes_of(folders, name, count, **settings).items():
         rebuilds = key[0] == Exact(offload=True, pieces=True, every=3)  # what it keeps is counted, not followed
         assert found[key][0] == pytest.approx(device, rel=0.01 if rebuilds else 2e-4), key
@@ -127,6 +149,7 @@ def test_offloading_moves_graphs_to_the_host(folders, name):
         assert two.device_bytes - two_away.device_bytes < two_away.host_bytes
 
 
+@pytest.mark.parametrize("frames_loss", FORMS)
 @pytest.mark.parametrize(
     "strategy",
     [Full(), Exact(), Exact(every=5), Chop(0), Chop(2), Chop(2, 4), Chop(1, 4, recompute=True)]
@@ -134,18 +157,22 @@ def test_offloading_moves_graphs_to_the_host(folders, name):
     + [Chop(d, w, recompute=True, pieces=True) for d in (0, 1, 3) for w in (1, 4)],
     ids=str,
 )
-def test_compute_counts_the_passes_of_the_engine(strategy):
+def test_compute_counts_the_passes_of_the_engine(strategy, frames_loss):
     """Against the number of times that a long video's groups are really run through the first piece."""
     decoder = chopgrad.decoder_for(build("wan2.1", torch.float32))
     z = torch.zeros(1, 4, 40, 1, 1, requires_grad=True)
     (first, *rest), calls = decoder.pieces(), []
     decoder.pieces = lambda: [lambda *args: calls.append(1) or first(*args), *rest]
-    chopgrad.frame_loss(
-        decoder, z, lambda frames: torch.zeros(1, 3, frames.stop - frames.start, 2, 2), F.mse_loss, strategy
-    )
+    if frames_loss == "streamed":
+        loss = chopgrad.frame_loss(
+            decoder, z, lambda frames: torch.zeros(1, 3, frames.stop - frames.start, 2, 2), F.mse_loss, strategy
+        )
+    else:
+        loss = chopgrad.decode(decoder, z, strategy).square().mean()
+    loss.backward()
     block = strategy.plan().block or 40
     backwards = 1 + strategy.plan().distance / block
-    forwards = 3 * relative_compute(strategy, 40) - 2 * backwards
+    forwards = 3 * relative_compute(strategy, 40, frames_loss) - 2 * backwards
     assert len(calls) / 40 == pytest.approx(forwards, rel=0.05)
 
 
@@ -231,6 +258,8 @@ def test_the_command_line(folders, capsys):
     assert "For 1GiB: Full(), 0.0 GiB." in text
     assert "up to twice the column" in text
     assert "Left out: cuDNN workspaces" in text
+    assert main([*arguments, "--frames-loss", "whole"]) == 0
+    assert ", lpips on the whole video, bfloat16:" in capsys.readouterr().out
     assert main([*arguments, "--json", "--trainable-decoder", "--budget", "1KiB"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["predictions"]) == sum(1 + s.plan().pieces for s in default_strategies(2))
@@ -249,6 +278,28 @@ def test_progress_is_told_on_a_terminal_only(folders, capsys, monkeypatch):
     told = capsys.readouterr().err.split("\r\x1b[K")
     count = len(default_strategies(2))
     assert told == ["", *(f"predicting {k} of {count} ..." for k in range(1, count + 1)), ""]
+
+
+def test_a_whole_video_takes_its_frames_more(folders):
+    """Frames, target and the frames' gradient beside a sweep that is the same; nothing else grows with the video."""
+    strategies, z = [Exact(offload=True), Chop(1)], 16
+    frames = chopgrad.decoder_for(build("wan2.1")).frame_count(z)
+    settings = {"dtype": torch.float32, "strategies": strategies, "checkpoint": None}
+    pairs = [plan(str(folders / "wan2.1"), frames, 32, 32, frames_loss=form, **settings) for form in FORMS]
+    for streamed, whole in zip(*pairs, strict=True):
+        video = 3 * frames * 32 * 32 * 4
+        assert 2 * video < whole.device_bytes - streamed.device_bytes < 4 * video
+    assert pairs[1][0].relative_compute > pairs[0][0].relative_compute  # no group is swept at once
+    assert pairs[1][1].relative_compute == pytest.approx(pairs[0][1].relative_compute + 1 / 3)
+    with pytest.raises(ValueError, match="frames_loss must be 'streamed' or 'whole', got 'half'"):
+        plan(str(folders / "wan2.1"), frames, 32, 32, frames_loss="half")
+
+
+def test_named_architectures_are_built():
+    """In every supported version of diffusers."""
+    for name in planner.ARCHITECTURES:
+        (row,) = plan(name, 9, 64, 64, strategies=[Chop(0)])
+        assert row.device_bytes > 2**20
 
 
 @pytest.mark.slow
