@@ -19,7 +19,7 @@ from tests.models import build, latents_for
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SMALL_VIDEO = ("--frames", "9", "--size", "32", "32")
+SMALL_VIDEO = ("--frames", "9", "--size", "16", "16")
 
 
 def run(name, *arguments):
