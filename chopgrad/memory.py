@@ -103,8 +103,8 @@ def _kept_pinned_bytes() -> int:
     """Pinned host memory that nobody uses, but that PyTorch does not give back."""
     if not torch.cuda.is_initialized():  # asking would initialise it
         return 0
-    stats = torch.cuda.host_memory_stats()
-    return stats["allocated_bytes.current"] - stats["active_bytes.current"]
+    stats = getattr(torch.cuda, "host_memory_stats", dict)()  # PyTorch 2.6 does not tell
+    return stats.get("allocated_bytes.current", 0) - stats.get("active_bytes.current", 0)
 
 
 def affordable_every(groups: int, state_bytes: int, device: torch.device | str) -> int:

@@ -1,5 +1,6 @@
 """The wheel holds the library and nothing else, and the library runs where nothing of the suite is installed."""
 
+import configparser
 import importlib.metadata
 import json
 import os
@@ -34,7 +35,7 @@ from diffusers import AutoencoderKLWan
 import chopgrad
 assert chopgrad.__file__.startswith(wheel), chopgrad.__file__
 assert all(hasattr(chopgrad, name) for name in chopgrad.__all__)
-from chopgrad import Chop, Exact, decoder_for, frame_loss
+from chopgrad import Chop, Exact, decode, decoder_for, frame_loss, patch
 from chopgrad.__main__ import main
 from chopgrad.conformance import check_decoder
 
@@ -47,6 +48,18 @@ for checkpoint, strategy in ((None, Chop(distance=1)), ("frame", Exact(offload=T
     frame_loss(decoder, decoder.denormalize(predicted), video, F.mse_loss, strategy).backward()
 assert predicted.grad.norm() > 0
 check_decoder(decoder_for(vae), latent_frames=2)
+
+z = torch.randn(1, 16, 3, 4, 4, requires_grad=True)
+F.mse_loss(decode(decoder_for(vae), z), video).backward()
+whole, z.grad = z.grad, None
+with patch(vae):
+    F.mse_loss(vae.decode(z).sample, video).backward()
+assert torch.equal(whole, z.grad)
+
+half = z.detach().bfloat16().requires_grad_()
+vae.bfloat16()
+frame_loss(decoder_for(vae), half, video, F.mse_loss).backward()  # the target stays in float32
+assert 0.9 < half.grad.float().norm() / whole.norm() < 1.1
 vae.save_config(sys.argv[3])
 assert main(["plan", "--vae", sys.argv[3], "--frames", "5", "--size", "16x16", "--budget", "1GiB"]) == 0
 print(json.dumps(sorted(absent & {name.split(".")[0] for name in sys.modules})))
@@ -77,11 +90,27 @@ def test_the_wheel_holds_the_library_and_its_licence(wheel):
     assert licence == (ROOT / "LICENSE").read_text()
 
 
-def test_the_wheel_asks_for_torch_and_diffusers_only(wheel):
+def lowest(requirement):
+    """("torch", "2.6") of what has a lower bound and nothing else: an installer keeps any version from there on."""
+    (found,) = re.findall(r"^([\w-]+)>=([\d.]+)$", requirement)
+    return found
+
+
+def test_the_wheel_asks_for_torch_and_diffusers_only_and_keeps_those_that_are_there(wheel):
     with zipfile.ZipFile(wheel) as content:
         text = content.read(f"chopgrad-{chopgrad.__version__}.dist-info/METADATA").decode()
     required = [line for line in re.findall(r"^Requires-Dist: (.*)$", text, re.MULTILINE) if "extra ==" not in line]
-    assert sorted(re.match(r"[\w-]+", line)[0] for line in required) == ["diffusers", "torch"]
+    assert sorted(name for name, _ in map(lowest, required)) == ["diffusers", "torch"]
+    assert sorted(required) == sorted(PROJECT["project"]["dependencies"])
+
+
+def test_the_lowest_versions_are_those_that_tox_tests():
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    tested = dict(
+        re.fullmatch(r"([\w-]+)==([\d.]+)\.\*", line).groups() for line in tox["testenv:lowest"]["deps"].split()
+    )
+    assert tested == dict(map(lowest, PROJECT["project"]["dependencies"]))
 
 
 def test_the_sdist_holds_the_library_and_what_builds_it(tmp_path):
@@ -97,6 +126,7 @@ def test_the_library_runs_without_the_suite(wheel, tmp_path):
     lists = [*PROJECT["project"]["optional-dependencies"].values(), *PROJECT["dependency-groups"].values()]
     extra = {re.match(r"[\w-]+", line)[0] for lines in lists for line in lines} - {"numpy"}  # diffusers needs NumPy
     absent = {"analysis", "bench", "report", "suite", "tests", "weights"}
+    absent |= {name.replace("-", "_") for name in extra}
     absent |= {name for name, found in modules.items() if extra & set(found)}
     assert {"accelerate", "matplotlib", "pytest", "tyro"} <= absent
     command = [sys.executable, "-c", OUTSIDE, str(wheel), json.dumps(sorted(absent)), str(tmp_path / "vae")]
