@@ -207,7 +207,8 @@ class _Shown(torch.autograd.Function):
 
 def _sequence_number() -> int:
     """PyTorch numbers the nodes of graphs in the order in which a thread makes them."""
-    return torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr()
+    node: Any = torch.ones((), requires_grad=True).clone().grad_fn
+    return node._sequence_nr()
 
 
 def _other_leaves(loss: Tensor, shown: list[Tensor], since: int) -> tuple[list[Tensor], bool]:

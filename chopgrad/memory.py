@@ -103,7 +103,7 @@ def _kept_pinned_bytes() -> int:
     """Pinned host memory that nobody uses, but that PyTorch does not give back."""
     if not torch.cuda.is_initialized():  # asking would initialise it
         return 0
-    stats = getattr(torch.cuda, "host_memory_stats", dict)()  # PyTorch 2.6 does not tell
+    stats: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)()  # PyTorch 2.6 does not tell
     return stats.get("allocated_bytes.current", 0) - stats.get("active_bytes.current", 0)
 
 

@@ -2,8 +2,6 @@
 
 import copy
 
-import accelerate
-import peft
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -160,6 +158,7 @@ def test_hooks_on_convolutions_and_norms_are_run():
 
 def test_lora_in_the_vae():
     vae = build("wan2.1")
+    peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(r=2, target_modules=["to_qkv", "proj"], init_lora_weights=False)
     model = peft.get_peft_model(vae, settings).double()
     assert any(p.requires_grad for p in vae.decoder.parameters())
@@ -216,11 +215,11 @@ def leaf_level(vae):
 
 
 def whole_model(vae):
-    return accelerate.cpu_offload_with_hook(vae, execution_device="cpu")[0]
+    return pytest.importorskip("accelerate").cpu_offload_with_hook(vae, execution_device="cpu")[0]
 
 
 def weights_on_meta(vae):
-    return accelerate.cpu_offload(vae, execution_device="cpu")
+    return pytest.importorskip("accelerate").cpu_offload(vae, execution_device="cpu")
 
 
 @pytest.mark.parametrize("offload", [leaf_level, whole_model, weights_on_meta])

@@ -180,7 +180,7 @@ class CausalDecoder(ABC):
 
     def onload(self) -> None:
         """Bring weights to their device that a pipeline's ``enable_model_cpu_offload`` keeps elsewhere."""
-        offloading = getattr(self.vae, "_hf_hook", None)  # accelerate's, which only the VAE's own decode calls
+        offloading: Any = getattr(self.vae, "_hf_hook", None)  # accelerate's, which only the VAE's own decode calls
         if hasattr(offloading, "pre_forward"):
             offloading.pre_forward(self.vae)
 
