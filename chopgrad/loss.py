@@ -14,13 +14,14 @@ from chopgrad.decoders.base import CausalDecoder
 from chopgrad.engine import Gradients, Sweep
 from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.group_losses import GroupLosses
-from chopgrad.inputs import check_inputs, reruns_steps, trained_parameters
+from chopgrad.inputs import check_dropout, check_inputs, check_tangent, trained_parameters
 from chopgrad.strategies import RECOMMENDED, Sampled, Strategy
 from chopgrad.target import Target, check_target, frame_parts
 
 LossFn = Callable[..., Tensor]
 
 
+@torch.compiler.disable
 def frame_loss(
     decoder: CausalDecoder,
     latents: Tensor,
@@ -65,7 +66,12 @@ def frame_loss(
     """
     if isinstance(context_frames, bool) or not isinstance(context_frames, int) or context_frames < 0:
         raise ValueError(f"context_frames must be an int of at least 0, got {context_frames!r}.")
-    groups = check_inputs(decoder, latents, strategy, reruns_steps)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function; frame_loss(decoder, latents, target, loss_fn) got {loss_fn!r}.")
+    groups = check_inputs(decoder, latents, strategy)
+    check_tangent(latents)
+    if strategy.plan().recompute or decoder.checkpoint not in (None, "auto"):
+        check_dropout(decoder, strategy)
     check_target(target, latents.shape[0], latents.shape[2], groups)
     count = groups[-1].frames.stop
     weights = [group.frame_count / count for group in groups]
@@ -139,4 +145,4 @@ def _total(losses: list[Tensor], weights: list[float]) -> Tensor:
             + ". Check latents and target for NaN or infinity, and the loss for overflow in this dtype."
         )
     # Groups after the last one that counts were not decoded.
-    return (values * torch.tensor(weights[: len(losses)], dtype=values.dtype, device=values.device)).sum()
+    return (values * values.new_tensor(weights[: len(losses)])).sum()

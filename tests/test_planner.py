@@ -28,14 +28,14 @@ def folders(tmp_path_factory):
     return folder
 
 
-def measured(name, latent_frames, size, strategy, *, loss, frames_loss, trainable):
+def measured(name, latent_frames, strategy, *, loss, frames_loss, trainable):
     """Peak of a real run in float32, weights and latents included; and the video's shape.
 
     The target of a streamed loss is made group by group, that of a whole video's at once.
     """
     vae = build(name, torch.float32)
     decoder = chopgrad.decoder_for(vae.requires_grad_(trainable), checkpoint=None)
-    z = torch.zeros(1, 4, latent_frames, size, size, requires_grad=True)
+    z = torch.zeros(1, 4, latent_frames, 2, 2, requires_grad=True)
     with torch.no_grad():
         shape = decoder.decode(z).shape
     loss_fn = planner._loss(loss, tuple(shape[3:]), torch.float32)
@@ -62,14 +62,13 @@ FORMS = ["streamed", "whole"]
 @pytest.mark.parametrize("frames_loss", FORMS)
 @pytest.mark.parametrize(
     ("name", "loss", "trainable"),
-    [*((name, "mse", trainable) for name in VAES for trainable in (False, True)), ("wan2.1", "lpips", False)],
+    [*((name, "mse", trainable) for name in VAES for trainable in (False, True)), ("wan2.2", "lpips", False)],
 )
 def test_predictions_are_what_a_run_takes(folders, name, loss, trainable, frames_loss, recwarn):
     """A video long enough that the planner extrapolates. Strategies without offload, which the CPU does not do."""
     form = {"loss": loss, "frames_loss": frames_loss}
-    for strategy in ON_DEVICE[:: 3 if trainable else 1]:
-        size = 2 if loss == "mse" else 8
-        truth, shape = measured(name, 16, size, strategy, trainable=trainable, **form)
+    for strategy in ON_DEVICE[:: 3 if trainable else 2 if loss == "lpips" else 1]:
+        truth, shape = measured(name, 16, strategy, trainable=trainable, **form)
         settings = {"dtype": torch.float32, "trainable_decoder": trainable, "strategies": [strategy]}
         (prediction,) = plan(str(folders / name), *shape[2:], **settings, checkpoint=None, **form)
         assert prediction.device_bytes == pytest.approx(truth, rel=0.02), strategy
@@ -128,7 +127,7 @@ def test_offloading_moves_states_to_the_host(folders, name):
     kept, offloaded, rebuilt = plan(str(folders / name), frames, size, size, dtype=torch.float32, strategies=strategies)
     assert offloaded.device_bytes < kept.device_bytes
     assert offloaded.host_bytes > 0.5 * (kept.device_bytes - offloaded.device_bytes)
-    assert rebuilt.host_bytes < 0.6 * offloaded.host_bytes
+    assert rebuilt.host_bytes < 0.7 * offloaded.host_bytes  # the adjoints of all frames wait there as before
     assert rebuilt.device_bytes == pytest.approx(offloaded.device_bytes, rel=0.02)
 
 
@@ -258,8 +257,8 @@ def test_the_command_line(folders, capsys):
     assert "For 1GiB: Full(), 0.0 GiB." in text
     assert "up to twice the column" in text
     assert "Left out: cuDNN workspaces" in text
-    assert main([*arguments, "--frames-loss", "whole"]) == 0
-    assert ", lpips on the whole video, bfloat16:" in capsys.readouterr().out
+    assert main([*arguments, "--loss", "mse", "--frames-loss", "whole", "--checkpoint", "none"]) == 0
+    assert ", mse on the whole video, bfloat16:" in capsys.readouterr().out
     assert main([*arguments, "--json", "--trainable-decoder", "--budget", "1KiB"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["predictions"]) == sum(1 + s.plan().pieces for s in default_strategies(2))
