@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from chopgrad.decoders.base import CausalDecoder, FrameGroup
 from chopgrad.engine import Carry, Sweep
 from chopgrad.graph import not_twice, unshared_weights
-from chopgrad.inputs import check_inputs, check_sampled, trained_parameters
+from chopgrad.inputs import check_dropout, check_inputs, check_sampled, check_tangent, trained_parameters
 from chopgrad.offload import Waiting
 from chopgrad.strategies import RECOMMENDED, Full, Strategy
 
 
+@torch.compiler.disable
 def decode(
     decoder: CausalDecoder,
     latents: Tensor,
@@ -60,13 +61,15 @@ def decode(
     frames of 480x832 in bfloat16.
     """
     check_sampled(strategy)
-    spans = check_inputs(decoder, latents, strategy, lambda decoder, strategy: not isinstance(strategy, Full))
+    spans = check_inputs(decoder, latents, strategy)
     chosen = _chosen(groups, len(spans))
     first = 0 if history else chosen.start
     if isinstance(strategy, Full):
         return _in_one_graph(decoder, latents, spans, chosen, first)
+    check_tangent(latents)
+    check_dropout(decoder, strategy)
     parameters = trained_parameters(decoder, latents)
-    call = _Call(decoder, spans, strategy, chosen, first, parameters)
+    call = _Call(decoder, spans, strategy, chosen, first, latents.requires_grad, parameters)
     if torch.is_grad_enabled() and (latents.requires_grad or parameters):
         return _Decode.apply(call, latents, *parameters)
     with torch.no_grad():
@@ -80,13 +83,14 @@ class _Call:
     strategy: Strategy
     chosen: range
     first: int
+    latents_need_grad: bool
     parameters: list[Any]
 
     def sweep(self, latents: Tensor) -> Sweep:
         plan = self.strategy.plan()
         origin = self.chosen.start
         return Sweep(
-            self.decoder, self.spans, plan, latents.detach(), latents.requires_grad, self.parameters, self.chosen,
+            self.decoder, self.spans, plan, latents.detach(), self.latents_need_grad, self.parameters, self.chosen,
             self.first, origin,
         )  # fmt: skip
 
@@ -119,9 +123,9 @@ class _Decode(torch.autograd.Function):
         video, carries = call.run(latents, keep=True)
         ctx.call, ctx.autocast = call, _Autocast.now(latents.device.type)
         ctx.states, tensors = _Packed.of(carries)
-        # All weights are saved for the check that they have not been changed, the states so that autograd frees them.
-        weights = list({id(p): p for p in (*call.decoder.parameters(), *call.decoder.vae.buffers())}.values())
-        ctx.save_for_backward(latents, *tensors, *weights)
+        # Weights are saved for the check that they have not been changed, states so that autograd frees them.
+        ctx.weights = _weights(call.decoder)
+        ctx.save_for_backward(latents, *tensors, *ctx.weights)
         return video
 
     @staticmethod
@@ -130,7 +134,14 @@ class _Decode(torch.autograd.Function):
         latents, *tensors = ctx.saved_tensors
         sources = [latents, *call.parameters]
         call.decoder.onload()
-        with torch.no_grad(), ctx.autocast.again(), unshared_weights():
+        check_dropout(call.decoder, call.strategy)
+        # Weights that wait on meta are new objects whenever accelerate's hooks have brought them.
+        now = _weights(call.decoder)
+        if len(now) != len(ctx.weights) or any(a is not b and not b.is_meta for a, b in zip(now, ctx.weights)):
+            raise RuntimeError(
+                "The decoder's weights or modules were replaced between decode and its backward pass: do so afterwards."
+            )
+        with torch.no_grad(), ctx.autocast.again(), unshared_weights(), _requiring_grad(call.parameters):
             sweep = call.sweep(latents)
             for i in call.chosen:
                 sweep.add_adjoint(i, adjoint[:, :, call.frames(i)])
@@ -180,6 +191,23 @@ class _Packed:
         given = iter(tensors)
         leaves = [(Waiting(next(given)) if x else next(given)) if t else x for x, t in zip(self.leaves, self.is_tensor)]
         return tree_unflatten(leaves, self.spec)
+
+
+def _weights(decoder: CausalDecoder) -> list[Tensor]:
+    return list({id(x): x for x in (*decoder.parameters(), *decoder.vae.buffers())}.values())
+
+
+@contextmanager
+def _requiring_grad(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """A parameter that is frozen after the forward pass still gets its gradient, as in any graph."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _chosen(groups: slice | None, count: int) -> range:

@@ -81,13 +81,27 @@ class Graph:
         nothing: list[Tensor | None] = [None] * len(self.features)
         if not outputs or not inputs:
             return nothing, [None] * len(parameters), []
-        with _no_autocast(outputs[0].device.type):
+        with _no_autocast(outputs[0].device.type), without_hooks(parameters):
             found = iter(torch.autograd.grad(outputs, inputs, adjoints, retain_graph=retain, allow_unused=True))
         return (
             [next(found) for _ in of_features] or nothing,
             [next(found) for _ in parameters],
             [next(found) if t else None for t in tracked] if carry else [],
         )
+
+
+@contextmanager
+def without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Ask for a part of the gradient of leaves: their own hooks run once, when autograd is handed the whole of it."""
+    hooks = [x._backward_hooks for x in leaves if x._backward_hooks]
+    kept = [dict(x) for x in hooks]
+    for x in hooks:
+        x.clear()
+    try:
+        yield
+    finally:
+        for x, own in zip(hooks, kept, strict=True):
+            x.update(own)
 
 
 @contextmanager

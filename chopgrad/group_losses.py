@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
 from chopgrad.engine import Gradients, Sweep
-from chopgrad.graph import not_twice
+from chopgrad.graph import not_twice, without_hooks
 from chopgrad.target import Target, frame_parts, target_part
 
 # In float16 a loss is scaled until the largest gradient at its frames is above the first, by no more than 2**second.
@@ -50,6 +50,7 @@ class GroupLosses:
         self._context: list[tuple[int, Tensor, Any]] = []
         self._exponent = 0
         self._reach = _Reach()
+        self._current: int | None = None
         self._told = False
 
     def see(self, i: int, frames: Tensor) -> None:
@@ -60,7 +61,11 @@ class GroupLosses:
             since = _sequence_number() if self.graded else 0
             part = target_part(self.target, self.sweep.groups[i], frames)
             kept = self._kept_for_context(i, frames, part) if self.context_frames else None
-            self.values.append(self._loss(i, frames, part, since) if self.weights[i] else frames.new_zeros(()))
+            self._current = i
+            try:
+                self.values.append(self._loss(i, frames, part, since) if self.weights[i] else frames.new_zeros(()))
+            finally:
+                self._current = None
         if kept is not None:
             self._context.append(kept)
             while sum(x.shape[2] for _, x, _ in self._context[1:]) >= self.context_frames:
@@ -70,7 +75,7 @@ class GroupLosses:
         shown = frames.detach()
         if self.sources:
             # What the loss differentiates through this node, if it does at all, is the strategy's own gradient.
-            shown = _Shown.apply(shown, self._reach, lambda adjoint: self.sweep.pull(i, adjoint), *self.sources)
+            shown = _Shown.apply(shown, self._reach, lambda adjoint: self._pull(i, adjoint), *self.sources)
         before = [(j, self._shown_before(x)) for j, x, _ in self._context]
         arguments: tuple[Any, ...] = (shown.clone(), part)  # a copy, so that the loss may change it
         if self.context_frames:
@@ -89,18 +94,27 @@ class GroupLosses:
         # A copy: some losses (mse_loss on the CPU) return a scalar in a storage as large as the frames.
         return loss.detach().reshape(()).clone()
 
+    def _pull(self, i: int, adjoint: Tensor) -> Gradients:
+        if i != self._current:
+            raise RuntimeError(
+                "Frames that a loss has kept can be differentiated only while it runs: use chopgrad.decode, whose "
+                "frames are an ordinary tensor."
+            )
+        return self.sweep.pull(i, adjoint)
+
     def _differentiate(self, loss: Tensor, weight: float, shown: list[tuple[int, Tensor]], since: int) -> None:
-        leaves, outside = _other_leaves(loss, [x for _, x in shown], since)
+        leaves, older, outside = _other_leaves(loss, [x for _, x in shown], since, self._reach)
         if outside and not self._told:
             self._told = True
             warnings.warn(
                 "The loss depends on tensors that were computed outside of it, beside the frames; each group's loss is "
                 "differentiated through that computation anew. chopgrad.decode does it once.",
-                stacklevel=6,
+                stacklevel=7,
             )
         self._reach.ends_at_frames = True
         try:
-            found = self._gradients(loss, weight, [x for _, x in shown], leaves, retain=outside)
+            with without_hooks(leaves):
+                found = self._gradients(loss, weight, [x for _, x in shown], leaves, retain=older)
         finally:
             self._reach.ends_at_frames = False
         for (j, x), adjoint in zip(shown, found, strict=False):
@@ -211,17 +225,20 @@ def _sequence_number() -> int:
     return node._sequence_nr()
 
 
-def _other_leaves(loss: Tensor, shown: list[Tensor], since: int) -> tuple[list[Tensor], bool]:
+def _other_leaves(loss: Tensor, shown: list[Tensor], since: int, reach: _Reach) -> tuple[list[Tensor], bool, bool]:
     """The leaves of the loss's graph that are not reached by the frames.
 
-    Also whether some are reached only through nodes that are older than ``since``: by a tensor that was computed before
-    the loss was called. (What a loss differentiates itself makes nodes in another thread, with numbers of their own,
-    but these lead to leaves that younger nodes lead to as well.)
+    Also whether there are nodes older than ``since``, of something that was computed before the loss was called, and
+    whether some leaves are reached only through these. (What a loss differentiates itself makes nodes in another
+    thread, with numbers of their own, but these lead to leaves that younger nodes lead to as well.)
+
+    Raises:
+        ValueError: the loss uses frames of an earlier group.
     """
     stops = {x.grad_fn for x in shown}
     leaves: dict[Tensor, bool] = {}
     known: dict[Any, bool] = {}
-    waiting = [(loss.grad_fn, False)]
+    waiting: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
     while waiting:
         node, old = waiting.pop()
         if node is None or node in stops or (node in known and known[node] <= old):
@@ -230,6 +247,11 @@ def _other_leaves(loss: Tensor, shown: list[Tensor], since: int) -> tuple[list[T
         if hasattr(node, "variable"):
             leaves[node.variable] = leaves.get(node.variable, True) and old
             continue
+        if getattr(node, "reach", None) is reach:
+            raise ValueError(
+                "The loss uses frames of an earlier group that it has kept, and their gradient would be lost: use "
+                "context_frames, keep frames.detach(), or use chopgrad.decode."
+            )
         old = old or node._sequence_nr() < since
         waiting += [(following, old) for following, _ in node.next_functions]
-    return list(leaves), any(leaves.values())
+    return list(leaves), any(known[node] for node in known if not hasattr(node, "variable")), any(leaves.values())

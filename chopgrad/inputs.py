@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from chopgrad.decoders.base import CausalDecoder, FrameGroup
 from chopgrad.strategies import Sampled, Strategy
@@ -15,17 +15,8 @@ from chopgrad.strategies import Sampled, Strategy
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def check_inputs(
-    decoder: CausalDecoder, latents: Tensor, strategy: Strategy, reruns_steps: Callable[[CausalDecoder, Strategy], bool]
-) -> list[FrameGroup]:
-    """The frame groups of latents that fit the decoder.
-
-    Args:
-        reruns_steps: whether steps are run more than once.
-
-    Raises:
-        ValueError, TypeError: see there.
-    """
+def check_inputs(decoder: CausalDecoder, latents: Tensor, strategy: Strategy) -> list[FrameGroup]:
+    """The frame groups of latents that fit the decoder."""
     if not isinstance(decoder, CausalDecoder):
         raise TypeError(f"decoder must come from chopgrad.decoder_for(vae), got {type(decoder).__name__}.")
     if not isinstance(strategy, Strategy):
@@ -49,16 +40,22 @@ def check_inputs(
     dtype = getattr(decoder.vae, "dtype", weight.dtype)  # where weights are stored in another, the one they work in
     if latents.dtype != dtype and not torch.is_autocast_enabled(latents.device.type):
         raise TypeError(f"latents are {latents.dtype}, but the decoder is {dtype}: cast one of them, or use autocast.")
-    if reruns_steps(decoder, strategy) and any(
-        isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()
-    ):
+    groups = decoder.frame_groups(latents.shape[2])
+    if not latents.numel():
+        raise ValueError(f"latents are empty: {list(latents.shape)}.")
+    return groups
+
+
+def check_dropout(decoder: CausalDecoder, strategy: Strategy) -> None:
+    """For what runs steps more than once."""
+    if any(isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()):
         raise ValueError(f"{strategy} runs steps twice, and active dropout would differ between them: call vae.eval().")
-    return decoder.frame_groups(latents.shape[2])
 
 
-def reruns_steps(decoder: CausalDecoder, strategy: Strategy) -> bool:
-    """Whether the streaming form runs a step of the decoder more than once."""
-    return strategy.plan().recompute or decoder.checkpoint not in (None, "auto")
+def check_tangent(latents: Tensor) -> None:
+    """For what is not one graph."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(latents).tangent is not None:
+        raise TypeError("Forward-mode derivatives need chopgrad.decode(decoder, latents, Full()), which is one graph.")
 
 
 def trained_parameters(decoder: CausalDecoder, latents: Tensor) -> list[nn.Parameter]:
@@ -70,7 +67,7 @@ def trained_parameters(decoder: CausalDecoder, latents: Tensor) -> list[nn.Param
         warnings.warn(
             f"{len(parameters)} parameters of the decoder ({millions:.1f} million numbers) get gradients beside the "
             "latents. If only the latents are meant, freeze it: vae.requires_grad_(False).",
-            stacklevel=3,
+            stacklevel=4,
         )
     return parameters
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -12,27 +12,38 @@ from torch import Tensor, nn
 
 from chopgrad.decode import decode
 from chopgrad.decoders import CausalDecoder, decoder_for
-from chopgrad.decoders.own import PATCH, bare
+from chopgrad.decoders.own import bare, is_patched
 from chopgrad.inputs import check_sampled
 from chopgrad.strategies import RECOMMENDED, Strategy
 
 
 @dataclass
 class Patch:
+    """What stands in place of ``vae.decode``; it finds the VAE by its decoder, so that a copy decodes as itself."""
+
     decoder: CausalDecoder
     strategy: Strategy
+
+    def __call__(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        sliced = self.decoder.vae.use_slicing and z.shape[0] > 1
+        frames = torch.cat([decode(self.decoder, part, self.strategy) for part in (z.split(1) if sliced else (z,))])
+        return DecoderOutput(sample=frames) if return_dict else (frames,)
 
 
 class PatchHandle:
     """Takes the patch off again: ``handle.remove()``, or leave the ``with`` block."""
 
     def __init__(self, vae: nn.Module, patched: Patch) -> None:
-        self._vae, self._patch = vae, patched
+        self._attributes, self._patch = vars(vae), patched
+        self._before = self._attributes.get("decode")
+        self._attributes["decode"] = patched
 
     def remove(self) -> None:
-        """Let ``vae.decode`` be the VAE's own again. More than once has no further effect."""
-        if vars(self._vae).get(PATCH) is self._patch:
-            del self._vae.__dict__[PATCH], self._vae.__dict__["decode"]
+        """Let ``vae.decode`` be what it was. More than once has no further effect."""
+        if self._attributes.get("decode") is self._patch:
+            del self._attributes["decode"]
+            if self._before is not None:
+                self._attributes["decode"] = self._before
 
     def __enter__(self) -> PatchHandle:
         return self
@@ -65,17 +76,6 @@ def patch(vae: nn.Module, strategy: Strategy = RECOMMENDED, **settings: Any) -> 
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be Full(), Chop(distance=...) or Exact(), got {strategy!r}.")
     model = bare(vae)
-    if PATCH in vars(model):
+    if is_patched(model):
         raise ValueError("vae.decode is patched already: call remove() on the handle of the first patch.")
-    patched = Patch(decoder_for(model, **settings), strategy)
-    # Kept on the VAE, and the method bound to it, so that a copy of the VAE decodes with its own weights.
-    model.__dict__[PATCH] = patched
-    model.__dict__["decode"] = MethodType(_decode, model)
-    return PatchHandle(model, patched)
-
-
-def _decode(self: Any, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-    settings: Patch = vars(self)[PATCH]
-    parts = z.split(1) if self.use_slicing and z.shape[0] > 1 else (z,)
-    frames = torch.cat([decode(settings.decoder, part, settings.strategy) for part in parts])
-    return DecoderOutput(sample=frames) if return_dict else (frames,)
+    return PatchHandle(model, Patch(decoder_for(model, **settings), strategy))

@@ -157,7 +157,7 @@ class Sampled:
 
     def weights(self, weights: Sequence[float]) -> list[float]:
         """The groups' weights in the total for one draw: scaled up where drawn, 0 elsewhere."""
-        drawn = set(torch.randperm(len(weights))[: self.count].tolist())
+        drawn = set(torch.randperm(len(weights), device="cpu")[: self.count].tolist())
         return [w * len(weights) / len(drawn) if i in drawn else 0.0 for i, w in enumerate(weights)]
 
 

@@ -17,7 +17,7 @@ from chopgrad.decoders.base import FrameGroup
 Target = Any
 """A tensor or array whose third axis is the frames, a pytree of them, None, or a function of a slice of frames."""
 
-FAR_OUTSIDE = 4.0  # frames lie in [-1, 1]; nothing that is meant for them is as large
+FAR_OUTSIDE = 16.0  # frames lie in [-1, 1]; nothing that is meant for them is as large
 
 
 def check_target(target: Target, batch: int, latent_frames: int, groups: Sequence[FrameGroup]) -> None:
@@ -98,5 +98,5 @@ def _tell_range(part: Any, frames: Tensor) -> None:
                 warnings.warn(
                     f"The target goes from {low:g} to {high:g}, but frames lie in [-1, 1]. From 0 to 255: "
                     "target / 127.5 - 1.",
-                    stacklevel=6,
+                    stacklevel=7,
                 )

@@ -3,6 +3,7 @@
 That its gradients are right for any loss is in test_any_loss.
 """
 
+import copy
 import gc
 import warnings
 
@@ -545,3 +546,64 @@ def test_the_default_is_exact_and_walks_pieces():
         return memory.peak_bytes
 
     assert peak() < 0.6 * peak(Exact()) < 0.6 * peak(Full())
+
+
+def replaced_module(vae):
+    vae.decoder.conv_out = copy.deepcopy(vae.decoder.conv_out)
+
+
+def replaced_weights(vae):
+    vae.load_state_dict({k: v.clone() for k, v in vae.state_dict().items()}, assign=True)
+
+
+def active_dropout(vae):
+    for module in vae.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    vae.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        (replaced_module, RuntimeError, "were replaced between decode and its backward pass"),
+        (replaced_weights, RuntimeError, "were replaced between decode and its backward pass"),
+        (active_dropout, ValueError, "active dropout would differ"),
+    ],
+)
+def test_a_vae_that_is_changed_before_the_backward_pass(change, error, sentence):
+    vae = build("wan2.1")
+    z = latents_for(vae, 3).requires_grad_()
+    for strategy in NODES:
+        frames = chopgrad.decode(chopgrad.decoder_for(vae.eval()), z, strategy)
+        change(vae)
+        with pytest.raises(error, match=sentence):
+            frames.mean().backward()
+
+
+@pytest.mark.parametrize("strategy", [Exact(), Chop(9)], ids=str)
+def test_freezing_before_the_backward_pass_changes_nothing(strategy):
+    vae = build("wan2.1")
+    vae.decoder.requires_grad_(True)
+    z = latents_for(vae, 3)
+    weight = vae.decoder.conv_out.weight
+    (expected,) = torch.autograd.grad(vae.decode(z).sample.square().mean(), weight)
+    loss = chopgrad.decode(chopgrad.decoder_for(vae), z, strategy).square().mean()
+    vae.decoder.requires_grad_(False)
+    (got,) = torch.autograd.grad(loss, weight)
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-12
+    assert not weight.requires_grad
+
+
+def test_in_a_compiled_function():
+    vae = build("wan2.1")
+    decoder = chopgrad.decoder_for(vae)
+    z = latents_for(vae, 3).requires_grad_()
+    net = torch.nn.Conv3d(3, 1, 1).double()
+
+    def loss(z):
+        return net(chopgrad.decode(decoder, z)).square().mean()
+
+    (expected,) = torch.autograd.grad(loss(z), z)
+    (got,) = torch.autograd.grad(torch.compile(loss, backend="eager")(z), z)
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-12

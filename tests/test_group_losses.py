@@ -378,3 +378,96 @@ def test_a_loss_without_gradient_gives_a_value_without_one(setting):
     _, decoder, z, target = setting
     leaf = z.clone().requires_grad_()
     assert not frame_loss(decoder, leaf, target, lambda x, y: F.mse_loss(x.detach(), y)).requires_grad
+
+
+@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(offload=True, pieces=True), Chop(9)], ids=str)
+def test_hooks_of_a_parameter_run_once_on_its_whole_gradient(setting, strategy):
+    """Of the decoder and of a discriminator, in both forms."""
+    _, _, z, target = setting
+    vae = build("wan2.1")
+    vae.decoder.requires_grad_(True)
+    torch.manual_seed(1)
+    net = nn.Conv3d(3, 1, 1).double()
+    calls = []
+
+    def double(gradient):
+        calls.append(1)
+        return 2 * gradient
+
+    parameters = [vae.decoder.conv_out.weight, net.weight]
+
+    def loss_fn(x, y):
+        return F.mse_loss(x, y) + net(x).square().mean()
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, parameters)
+
+    decoder = chopgrad.decoder_for(vae)
+    expected = gradients(loss_fn(vae.decode(z).sample, target))
+    for parameter in parameters:
+        parameter.register_hook(double)
+    for form in (
+        lambda: frame_loss(decoder, z, target, loss_fn, strategy),
+        lambda: loss_fn(chopgrad.decode(decoder, z, strategy), target),
+    ):
+        calls.clear()
+        got = gradients(form())
+        assert len(calls) == 2
+        assert all(relative_error(a, 2 * b) < TOLERANCE for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("strategy", EXACT, ids=str)
+def test_frames_that_a_loss_keeps(setting, strategy):
+    """Those of an earlier group would lose their gradient: an error. Detached they are constants."""
+    _, decoder, z, target = setting
+    leaf, kept = z.clone().requires_grad_(), []
+
+    def loss_fn(x, y, detach):
+        loss = F.mse_loss(x, y)
+        if kept:
+            loss = loss + (x[:, :, :1] - kept[-1][:, :, -1:]).square().mean()
+        kept.append(x.detach() if detach else x)
+        return loss
+
+    with pytest.raises(ValueError, match=r"frames of an earlier group that it has kept.*use chopgrad\.decode"):
+        frame_loss(decoder, leaf, target, lambda x, y: loss_fn(x, y, detach=False), strategy)
+    with pytest.raises(RuntimeError, match=r"only while it runs: use chopgrad\.decode"):
+        torch.autograd.grad(kept[0].mean(), leaf)
+    kept.clear()
+    assert frame_loss(decoder, leaf, target, lambda x, y: loss_fn(x, y, detach=True), strategy).isfinite()
+
+
+@pytest.mark.parametrize("strategy", [Exact(), Chop(9)], ids=str)
+def test_a_term_that_was_computed_before_of_the_same_weights(setting, strategy):
+    """A relativistic discriminator: its output for real frames is used in the loss of every group."""
+    vae, decoder, z, target = setting
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv3d(3, 2, 1), nn.SiLU(), nn.Conv3d(2, 1, 1)).double()
+    leaf = z.clone().requires_grad_()
+    wanted = [leaf, *net.parameters()]
+    of_real = net(target).mean()
+
+    def loss_fn(x, _):
+        return F.softplus(2 * of_real - net(x)).mean()  # twice, so that no bias cancels
+
+    expected = torch.autograd.grad(loss_fn(vae.decode(leaf).sample, None), wanted, retain_graph=True)
+    got = torch.autograd.grad(frame_loss(decoder, leaf, None, loss_fn, strategy), wanted)
+    assert all(relative_error(a, b) < TOLERANCE for a, b in zip(got, expected, strict=True))
+
+
+def test_forward_mode_is_refused(setting):
+    _, decoder, z, target = setting
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z, torch.ones_like(z))
+        for call in (
+            lambda: chopgrad.decode(decoder, dual),
+            lambda: frame_loss(decoder, dual, target, F.mse_loss, Full()),
+        ):
+            with pytest.raises(TypeError, match=r"Forward-mode derivatives need chopgrad\.decode.*Full"):
+                call()
+
+
+def test_the_order_of_arguments_is_told(setting):
+    _, decoder, z, target = setting
+    with pytest.raises(TypeError, match=r"frame_loss\(decoder, latents, target, loss_fn\) got tensor"):
+        frame_loss(decoder, z, F.mse_loss, target)

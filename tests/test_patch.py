@@ -92,7 +92,7 @@ def test_slicing_decodes_videos_one_by_one(name):
     vae.enable_slicing()
     with chopgrad.patch(vae) as handle:
         seen = []
-        decoder = vars(vae)["_chopgrad_patch"].decoder
+        decoder = vae.decode.decoder
         groups = decoder.frame_groups
         decoder.frame_groups = lambda n: seen.append(n) or groups(n)
         assert relative_error(gradient(vae, z), slope) < TOLERANCE
@@ -153,7 +153,7 @@ def test_what_is_refused_leaves_the_vae_as_it_was():
         chopgrad.patch(vae, checkpoint="piece")
     with pytest.raises(ValueError, match="No causal decoder is known for Linear"):
         chopgrad.patch(nn.Linear(1, 1))
-    assert "decode" not in vars(vae) and "_chopgrad_patch" not in vars(vae)
+    assert "decode" not in vars(vae)
 
 
 def test_settings_are_those_of_decoder_for():
@@ -180,7 +180,7 @@ def test_a_copy_decodes_with_its_own_weights(strategy):
     clip_loss(frames).backward()
     got = [z.grad, *(p.grad for p in other.decoder.parameters())]
     assert all(p.grad is None for p in vae.parameters())
-    del other.__dict__["decode"], other.__dict__["_chopgrad_patch"]
+    del other.__dict__["decode"]
     (expected,) = torch.autograd.grad(clip_loss(other.decode(z).sample), z)
     assert relative_error(got[0], expected) < TOLERANCE
     assert all(g is not None for g in got)
@@ -281,3 +281,28 @@ def test_weights_that_are_replaced_meanwhile_are_used():
         vae.load_state_dict(other.state_dict())
         torch.testing.assert_close(vae.decode(z).sample, other.decode(z).sample, rtol=TOLERANCE, atol=TOLERANCE)
         assert vae.float().decode(z.float()).sample.dtype == torch.float32
+
+
+def test_a_patched_vae_survives_pickling(tmp_path):
+    vae = build("wan2.1")
+    z = latents_for(vae, 3).requires_grad_()
+    chopgrad.patch(vae)
+    torch.save(vae, tmp_path / "vae.pt")
+    other = torch.load(tmp_path / "vae.pt", weights_only=False)  # what this test has just written
+    assert other.decode.decoder.vae is other
+    assert torch.equal(other.decode(z).sample, vae.decode(z).sample)
+    with pytest.raises(ValueError, match="patched already"):
+        chopgrad.patch(other)
+
+
+def test_removal_brings_back_a_compiled_decode():
+    vae = build("wan2.1")
+    vae.decode = compiled = torch.compile(vae.decode, backend="eager")
+    with chopgrad.patch(vae):
+        assert vae.decode is not compiled
+    assert vae.decode is compiled
+
+
+def test_what_is_no_vae():
+    with pytest.raises(TypeError, match="vae must be a diffusers model, got NoneType"):
+        chopgrad.patch(None)

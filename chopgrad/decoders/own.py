@@ -15,8 +15,6 @@ from chopgrad.decoders.base import CausalDecoder
 
 SPLIT = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 SINGLE_FILE = 'AutoencoderKLWan.from_single_file("Wan2.1_VAE.pth", config=FOLDER)'
-PATCH = "_chopgrad_patch"
-"""Where ``chopgrad.patch`` keeps its settings on a VAE whose ``decode`` is ours."""
 
 
 def bare(vae: Any) -> Any:
@@ -25,6 +23,8 @@ def bare(vae: Any) -> Any:
     Raises:
         ValueError: inside what splits a model over processes; the message says which object to pass.
     """
+    if not isinstance(vae, nn.Module):
+        raise TypeError(f"vae must be a diffusers model, got {type(vae).__name__}.")
     while True:
         _refuse_split(vae, "the VAE")
         if hasattr(vae, "_orig_mod"):
@@ -33,6 +33,11 @@ def bare(vae: Any) -> Any:
             vae = vae.get_base_model()
         else:
             return vae
+
+
+def is_patched(vae: Any) -> bool:
+    """Whether ``vae.decode`` is that of ``chopgrad.patch``."""
+    return type(vars(vae).get("decode")).__module__ == "chopgrad.patch"
 
 
 def check_source(vae: nn.Module, package: str) -> None:
@@ -76,7 +81,7 @@ def check_by_trial(decoder: CausalDecoder) -> list[tuple[str, nn.Module]]:
         return []  # nothing has values
     count = next(n for n in range(1, 100) if len(decoder.frame_groups(n)) == 2)
     shape = (1, decoder.latent_channels, count, 2, 2)
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     ours = copy(decoder)
     ours.clamp = True
     with torch.no_grad(), _evaluating(vae), torch.compiler.set_stance("force_eager"):
@@ -120,7 +125,7 @@ def _source(module: Any, method: str) -> str | None:
     """Where the code of a method comes from; None where there is no such method, or it is ours."""
     own = vars(module).get(method)
     if own is not None:
-        if method == "decode" and PATCH in vars(module):
+        if method == "decode" and is_patched(module):
             return None
         own = getattr(own, "_torchdynamo_orig_callable", own)
         own = getattr(own, "__func__", own)
@@ -130,7 +135,7 @@ def _source(module: Any, method: str) -> str | None:
 
 
 def _own_decode(vae: Any) -> Any:
-    if PATCH in vars(vae):
+    if is_patched(vae):
         return type(vae).decode.__get__(vae)
     return getattr(vae.decode, "_torchdynamo_orig_callable", vae.decode)
 
