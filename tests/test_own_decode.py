@@ -17,6 +17,15 @@ from tests.models import VAES, build, latents_for
 STRATEGIES = [Full(), Exact(), Exact(offload=True, pieces=True)]
 
 
+def offloaded_in_groups(vae, *settings):
+    try:
+        apply_group_offloading(vae, torch.device("cpu"), torch.device("cpu"), *settings)
+    except RuntimeError as error:  # diffusers 0.36 with torch 2.6
+        if "Cannot access accelerator device" not in str(error):
+            raise
+        pytest.skip("these versions offload in groups only where there is an accelerator")
+
+
 class Brighter(AutoencoderKLWan):
     def _decode(self, z, return_dict=True):
         (frames,) = super()._decode(z, return_dict=False)
@@ -82,8 +91,7 @@ def hook(name, method="register_forward_hook", function=lambda *arguments: None)
         (hook("decoder.up_blocks.0.resnets.0", "register_forward_pre_hook"), r"resnets\.0' of the VAE"),
         (hook("decoder.up_blocks.0", "register_full_backward_hook"), r"'decoder\.up_blocks\.0' of the VAE"),
         (lambda vae: vae.enable_tiling(), r"The VAE tiles.*call vae\.disable_tiling\(\)"),
-        (lambda vae: apply_group_offloading(vae, torch.device("cpu"), torch.device("cpu"), "block_level", 1),
-         "or offloading by blocks"),
+        (lambda vae: offloaded_in_groups(vae, "block_level", 1), "or offloading by blocks"),
     ],
 )  # fmt: skip
 def test_what_would_be_passed_by_is_refused(change, sentence):
@@ -210,7 +218,7 @@ def test_spectral_norm_in_training_mode_is_refused_where_steps_repeat():
 
 
 def leaf_level(vae):
-    apply_group_offloading(vae, torch.device("cpu"), torch.device("cpu"), "leaf_level")
+    offloaded_in_groups(vae, "leaf_level")
     return vae
 
 
