@@ -159,7 +159,7 @@ def test_errors_of_an_estimate_are_those_over_all_draws(inner, monkeypatch):
     found = compare(subject, Sampled(2, inner), reference)
     draws = []
     for draw in itertools.permutations(range(3)):
-        monkeypatch.setattr(torch, "randperm", lambda n, draw=draw: torch.tensor(draw))
+        monkeypatch.setattr(torch, "randperm", lambda n, draw=draw, **_: torch.tensor(draw))
         draws.append(subject.run(Sampled(2, inner))[1])
     b, g = torch.stack(draws).double(), reference.gradient.double()
     mean, square = b.mean(0), g.square().sum()

@@ -26,7 +26,9 @@ INNER = [
 
 def drawn(monkeypatch, order):
     """Let the next draw be the first entries of ``order``."""
-    monkeypatch.setattr(torch, "randperm", lambda n: torch.tensor([*order, *(i for i in range(n) if i not in order)]))
+    monkeypatch.setattr(
+        torch, "randperm", lambda n, **_: torch.tensor([*order, *(i for i in range(n) if i not in order)])
+    )
 
 
 @pytest.mark.parametrize("context_frames", [0, 2])
