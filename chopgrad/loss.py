@@ -145,4 +145,4 @@ def _total(losses: list[Tensor], weights: list[float]) -> Tensor:
             + ". Check latents and target for NaN or infinity, and the loss for overflow in this dtype."
         )
     # Groups after the last one that counts were not decoded.
-    return (values * values.new_tensor(weights[: len(losses)])).sum()
+    return torch.stack([x * weight for x, weight in zip(values, weights)]).sum()
