@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.real_clips import output_folder
-from analysis.theory_report import write_report
+from analysis.theory_page import write_report
 from suite.command_line import run_main
 from suite.records import ROOT
 

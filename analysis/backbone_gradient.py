@@ -1,8 +1,8 @@
 """What does truncation do to the gradient of the backbone? ``python analysis/backbone_gradient.py`` (Fig. 4).
 
-A Wan transformer in small widths restores degraded clips through the trained decoder (``suite.restoration``). The
-gradient of the pixel loss by its parameters, averaged over a data set, is compared with full back-propagation for every
-truncation distance and block:
+A Wan transformer in small widths restores degraded clips through the trained decoder
+(``analysis.backbone.restoration``). The gradient of the pixel loss by its parameters, averaged over a data set, is
+compared with full back-propagation for every truncation distance and block:
 
 - normalised MAE, the paper's measure: mean |g_D - g| / mean |g| over the parameters, and the cosine;
 - relative error, and the best-scaled error that is left when the magnitude is corrected, by one scale for all
@@ -15,7 +15,7 @@ infinitely many clips: squared norms of population means are estimated without b
 clips. The noise of the full gradient itself (half the distance of two halves' means) stands beside it.
 
 With ``--pretrained`` a published transformer is measured instead, by a seeded sample of the coordinates of its gradient
-(``analysis.published_backbone`` says why that is enough, and what else can be chosen).
+(``analysis.backbone.published`` says why that is enough, and what else can be chosen).
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from analysis.backbone_claims import claims
-from analysis.backbone_figure import figure, table
-from analysis.mean_gradient import summarise
-from analysis.parameter_gradients import gradients, truncations
+from analysis.backbone.claims import claims
+from analysis.backbone.figure import figure, table
+from analysis.backbone.mean_gradient import summarise
+from analysis.backbone.parameter_gradients import gradients, truncations
+from analysis.backbone.published import PublishedRestoration, PublishedSettings
+from analysis.backbone.restoration import Restoration
+from analysis.backbone.task_settings import TaskSettings
 from analysis.printing import print_claims
-from analysis.published_backbone import PublishedRestoration, PublishedSettings
 from analysis.settings import OnSamples
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
@@ -40,8 +42,6 @@ from suite.clips import find_clips
 from suite.command_line import run_main
 from suite.losses import loss_by_name
 from suite.records import Record
-from suite.restoration import Restoration
-from suite.restoration_settings import TaskSettings
 
 EARLY_STEPS = 20
 """Warm-up steps of the early backbone: its mean gradient stands out from the noise more clearly."""

@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from analysis.error_bound_claims import claims
-from analysis.error_bound_figure import figure
-from analysis.error_bound_summary import TOLERANCES, summarise
-from analysis.printing import print_claims
-from analysis.real_clips import Crops, conclude, measure_crops, short_name
-from analysis.settings import OnClips
-from analysis.truncation_bounds import (
+from analysis.bounds.claims import claims
+from analysis.bounds.figure import figure
+from analysis.bounds.summary import TOLERANCES, summarise
+from analysis.bounds.truncation import (
     Case,
     measure_cases,
 )
+from analysis.printing import print_claims
+from analysis.real_clips import Crops, conclude, measure_crops, short_name
+from analysis.settings import OnClips
 from chopgrad import CausalDecoder
 from suite.command_line import run_main
 from suite.losses import loss_by_name

@@ -4,10 +4,10 @@ Four alternatives to the paper's ``Chop(D)``, on latents that a restoring backbo
 decodes:
 
 - look-ahead blocks: error against cost at equal memory (``Chop(D, block=W)`` holds W + D graphs);
-- randomised truncation: unbiased, at the price of variance (``analysis.random_truncation``). Its squared error against
+- randomised truncation: unbiased, at the price of variance (``suite.random_truncation``). Its squared error against
   the biased truncation's at equal expected cost, for one clip and for the mean of n clips;
 - sampled losses (``chopgrad.Sampled``): added variance against the variance of the data, and the time saved;
-- adaptive distance (``analysis.adaptive``): realised error against its tolerance, and its cost.
+- adaptive distance (``analysis.estimation.adaptive_distance``): realised error against its tolerance, and its cost.
 
 Variances are exact sums over all draws, not estimates from samples; intervals are over clips.
 """
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from analysis.estimators_adaptive import adaptive
-from analysis.estimators_data import Data
-from analysis.estimators_figure import figure, table
-from analysis.estimators_look_ahead import look_ahead
-from analysis.estimators_randomised import randomised
-from analysis.estimators_sampled import sampled
+from analysis.estimation.adaptive import adaptive
+from analysis.estimation.data import Data
+from analysis.estimation.figure import figure, table
+from analysis.estimation.look_ahead import look_ahead
+from analysis.estimation.randomised import randomised
+from analysis.estimation.sampled import sampled
 from analysis.printing import print_claims
 from analysis.settings import OnSamples
 from suite.cases import run_case

@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 import chopgrad
-from analysis.gradient_bias_figure import figure, table
+from analysis.bias.figure import figure, table
 from analysis.real_clips import crop, encoded, finished
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tasks import TASKS, LossTerm
-from bench.tasks.arms import MEANING
 from bench.tasks.protocol import Protocol, run
-from bench.tasks.report import TaskResults, better, head, results_of
+from bench.tasks.tables import TaskResults, better, head, results_of
+from bench.tasks.training.arms import MEANING
 from suite.command_line import run_main
 from suite.records import ROOT
 from suite.tables import markdown_table, with_interval

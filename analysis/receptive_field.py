@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chopgrad
-from analysis.influence import decode_with_leaves
+from analysis.locality.influence import decode_with_leaves
 from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from chopgrad import CausalDecoder, Chop, Full

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from analysis.backbone.task_settings import TaskSettings
 from analysis.real_clips import output_folder
-from suite.restoration_settings import TaskSettings
 
 
 @dataclass

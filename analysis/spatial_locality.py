@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.influence import decode_with_leaves
+from analysis.locality.influence import decode_with_leaves
 from analysis.printing import print_claims
 from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.receptive_field import untrained

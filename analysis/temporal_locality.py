@@ -18,14 +18,14 @@ from typing import Any
 
 from torch import Tensor
 
-from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
+from analysis.locality.claims import claims, course_claim
+from analysis.locality.figure import figure
+from analysis.locality.fits import summarise
+from analysis.locality.influence import frobenius_norm, frobenius_samples, operator_norms
 from analysis.printing import print_claims
 from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
-from analysis.temporal_locality_claims import claims, course_claim
-from analysis.temporal_locality_figure import figure
-from analysis.temporal_locality_fits import summarise
 from chopgrad import CausalDecoder
 from suite.command_line import run_main
 from suite.records import Record

@@ -1,7 +1,7 @@
 """The theory where the answer is known: ``python analysis/toy_checks.py``.
 
-Every estimator and bound of ``analysis/`` runs on the recurrences of ``analysis/toys.py`` and is compared with their
-closed forms, in float64. The toys also settle what no trained decoder can: how tight the bounds can be, when the
+Every estimator and bound of ``analysis/`` runs on the recurrences of ``analysis/bounds/toys.py`` and is compared with
+their closed forms, in float64. The toys also settle what no trained decoder can: how tight the bounds can be, when the
 paper's rule for the distance is safe, and what happens without temporal locality.
 """
 
@@ -18,12 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from analysis.error_bound_claims import CORRECTION
-from analysis.influence import frobenius_norm, frobenius_samples, operator_norms
-from analysis.printing import print_claims
-from analysis.real_clips import output_folder
-from analysis.toys import DTYPE, TOYS, Toy, scalar
-from analysis.truncation_bounds import (
+from analysis.bounds.claims import CORRECTION
+from analysis.bounds.toys import DTYPE, TOYS, Toy, scalar
+from analysis.bounds.truncation import (
     Case,
     corrected_rule,
     fitted,
@@ -33,6 +30,9 @@ from analysis.truncation_bounds import (
     paper_rule,
     smallest_enough,
 )
+from analysis.locality.influence import frobenius_norm, frobenius_samples, operator_norms
+from analysis.printing import print_claims
+from analysis.real_clips import output_folder
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
 from suite.records import Record, provenance, read_record, write_record

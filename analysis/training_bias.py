@@ -2,12 +2,14 @@
 
 Two tasks, losses against steps for D = 0, 1, 2, 4 and the exact gradient:
 
-1. Least squares through a linear recurrence in float64 (``analysis.biased_descent``), whose optimum, bias and end point
-   are known in closed form. What biased-SGD theory (Ajalloeian and Stich 2020) promises for it is checked: the optimum
-   itself when the clips can be fitted exactly (zeta = 0), and else a gap of at most zeta^2 / (2 mu (1 - m)).
-2. The small restoration task (``suite.restoration``): a Wan backbone fine-tuned with a pixel loss by Adam through the
-   trained decoder. Strategies see the same clips in the same order, so gaps are paired by seed. The theory guarantees a
-   truncated step (1 - m) of an exact step's progress, with m = |g_D - g|^2 / |g|^2 of the mean gradient at the start.
+1. Least squares through a linear recurrence in float64 (``analysis.training.biased_descent``), whose optimum, bias and
+   end point are known in closed form. What biased-SGD theory (Ajalloeian and Stich 2020) promises for it is checked:
+   the optimum itself when the clips can be fitted exactly (zeta = 0), and else a gap of at most
+   zeta^2 / (2 mu (1 - m)).
+2. The small restoration task (``analysis.backbone.restoration``): a Wan backbone fine-tuned with a pixel loss by Adam
+   through the trained decoder. Strategies see the same clips in the same order, so gaps are paired by seed. The theory
+   guarantees a truncated step (1 - m) of an exact step's progress, with m = |g_D - g|^2 / |g|^2 of the mean gradient
+   at the start.
 """
 
 from __future__ import annotations
@@ -23,21 +25,21 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
-from analysis.mean_gradient import limits
-from analysis.parameter_gradients import gradients
+from analysis.backbone.clips import Samples
+from analysis.backbone.mean_gradient import limits
+from analysis.backbone.parameter_gradients import gradients
+from analysis.backbone.restoration import Restoration, in_full_precision
+from analysis.backbone.task_settings import TaskSettings
 from analysis.printing import print_claims
 from analysis.settings import OnTask
-from analysis.training_bias_figure import figure, table
-from analysis.training_bias_gaps import DISTANCES, end_claims, gaps, label
-from analysis.training_bias_toy import toy
+from analysis.training.figure import figure, table
+from analysis.training.gaps import DISTANCES, end_claims, gaps, label
+from analysis.training.toy import toy
 from chopgrad import Chop, Full, Strategy, frame_loss
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.command_line import run_main
 from suite.records import Record
-from suite.restoration import Restoration, in_full_precision
-from suite.restoration_clips import Samples
-from suite.restoration_settings import TaskSettings
 
 
 @dataclass

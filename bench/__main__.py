@@ -25,11 +25,11 @@ from rich.progress import track
 
 from bench.cases import Case, measurable, videos
 from bench.error import measure_errors
-from bench.figures import curves
-from bench.frontier import frontier
 from bench.memory import keep, peak
+from bench.page.figure import curves
+from bench.page.frontier import frontier
+from bench.page.tables import report
 from bench.predict import keep_predictions
-from bench.report import report
 from bench.selection import Selection, has_error, is_predicted, is_timed, stages
 from suite.command_line import run_main
 from suite.records import ROOT, provenance

@@ -19,10 +19,10 @@ import math
 import torch
 from torch import Tensor
 
-from analysis.random_truncation import gram, sampled_variance
 from bench.cases import window
 from chopgrad import Sampled
 from suite.pairwise import truncated
+from suite.random_truncation import gram, sampled_variance
 
 
 def errors_over_draws(method: Sampled, pairs: Tensor) -> dict[str, float]:

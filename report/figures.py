@@ -15,24 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from analysis import (
-    backbone_figure,
-    backbone_gradient,
-    error_bound_figure,
-    estimators,
-    estimators_figure,
-    gradient_bias,
-    predicted_memory,
-    spatial_locality,
-    temporal_locality_figure,
-    training_bias,
-    training_bias_figure,
-)
-from bench.figures import curves
-from bench.frontier import frontier
-from bench.results import Results
+from analysis import backbone_gradient, estimators, gradient_bias, predicted_memory, spatial_locality, training_bias
+from analysis.backbone import figure as backbone_figure
+from analysis.bounds import figure as error_bound_figure
+from analysis.estimation import figure as estimators_figure
+from analysis.locality import figure as temporal_locality_figure
+from analysis.training import figure as training_bias_figure
+from bench.page.figure import curves
+from bench.page.frontier import frontier
+from bench.page.results import Results
 from bench.selection import Selection, cases
-from bench.tasks import report as end_tasks
+from bench.tasks import tables as end_tasks
 from suite.command_line import run_main
 from suite.records import ROOT, Record, read_record, read_records
 from suite.vaes import EMBEDDED

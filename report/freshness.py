@@ -26,8 +26,8 @@ WITHOUT_WEIGHTS = ("analysis/predicted_memory.py",)
 """What means the published architecture by these names."""
 STARTED = {"bench/__main__.py": ("bench/memory.py", "bench/test_time.py")}
 """What a script runs in a process of its own, which no import shows."""
-DRAWING = ("_figure.py", "/figures.py", "/frontier.py", "/report.py", "/publish.py")
-"""Ends of the names of sources that read finished records and make pictures and pages of them: no number comes from
+DRAWING = ("/figure.py", "bench/page/", "bench/tasks/tables.py", "bench/tasks/publish.py")
+"""Parts of the names of sources that read finished records and make pictures and pages of them: no number comes from
 there, so neither they nor what only they import count."""
 CURRENT, CHANGED, UNCOMMITTED, UNKNOWN = "current", "changed since", "made by uncommitted code", "unknown"
 
@@ -78,7 +78,7 @@ class History:
             todo = [start, *STARTED.get(start, ())]
             while todo:
                 file = todo.pop()
-                if file not in found and not file.endswith(DRAWING):
+                if file not in found and not any(part in file for part in DRAWING):
                     found.add(file)
                     todo += imported(self.root / file, self.root)
             self._imports[start] = frozenset(found)

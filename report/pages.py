@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import lost_psnr, predicted_memory, theory_report
-from bench.report import report as bench_report
-from bench.results import Results
+from analysis import lost_psnr, predicted_memory
+from analysis import theory_page as theory_report
+from bench.page.results import Results
+from bench.page.tables import report as bench_report
 from bench.selection import cases
-from bench.tasks import report as end_tasks
+from bench.tasks import tables as end_tasks
 from report.figures import BENCHMARKS
 from suite.command_line import run_main
 from suite.records import ROOT, read_records

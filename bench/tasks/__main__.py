@@ -15,10 +15,10 @@ from typing import Annotated
 from tyro.conf import subcommand
 
 from bench.tasks import TASKS, task_by_name
-from bench.tasks.arms import MEANING
 from bench.tasks.preview import contact_sheet
 from bench.tasks.protocol import Protocol
-from bench.tasks.settings import TrainSettings
+from bench.tasks.training.arms import MEANING
+from bench.tasks.training.settings import TrainSettings
 from suite.command_line import run_main
 
 
@@ -87,11 +87,11 @@ def main(command: Preview | List | Protocol | TrainSettings | Restore) -> None:
 
         compare(command)
     elif isinstance(command, TrainSettings):
-        from bench.tasks.train import Training
+        from bench.tasks.training.train import Training
 
         Training(command).run()
     else:
-        from bench.tasks.apply import restore_video
+        from bench.tasks.training.restore import restore_video
 
         restore_video(command.run, command.video, command.out, command.frames, command.cpu)
 

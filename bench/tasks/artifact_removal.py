@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.tasks import raycast, room, splats, task
-from bench.tasks.footage import paired_clip
-from bench.tasks.room import Room
-from bench.tasks.splats import fit, render, seed_splats
+from bench.tasks import task
+from bench.tasks.data.footage import paired_clip
+from bench.tasks.scenes import raycast, room, splats
+from bench.tasks.scenes.room import Room
+from bench.tasks.scenes.splats import fit, render, seed_splats
 from bench.tasks.task import LossTerm, Pair, Task
 from suite.records import ROOT
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bench.tasks.footage import paired_clip
-from bench.tasks.road import Road, wrong_light
+from bench.tasks.data.footage import paired_clip
+from bench.tasks.scenes.road import Road, wrong_light
 from bench.tasks.task import LossTerm, Pair, Task
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.tasks.pairs import Pairs, from_bytes
-from bench.tasks.train import UNSEEN, Training
+from bench.tasks.data.pairs import Pairs, from_bytes
+from bench.tasks.training.train import UNSEEN, Training
 from suite.metrics import FVD, METRICS, score_sets, score_videos, unavailable, video_features
 
 FIRST_TEST_CLIP = UNSEEN + 1000  # those before are shown during training

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.tasks.footage import film_clip
+from bench.tasks.data.footage import film_clip
 from bench.tasks.task import LossTerm, Pair, Task, uniform
 from suite.motion import moving_clip
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bench.tasks.degradation import degrade
-from bench.tasks.footage import film_clip
+from bench.tasks.data.degradation import degrade
+from bench.tasks.data.footage import film_clip
 from bench.tasks.task import LossTerm, Pair, Task
 from suite.motion import moving_clip
 

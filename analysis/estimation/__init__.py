@@ -1,0 +1,1 @@
+"""Estimators of the gradient other than truncation: what ``estimators.py`` stands on."""

@@ -1,0 +1,1 @@
+"""What people read of the benchmark, made from its records: tables, targets, figures."""

@@ -1,0 +1,1 @@
+"""Clips of the tasks: footage, degradation, and what is kept of them."""

@@ -1,0 +1,1 @@
+"""Fine-tuning a one-step restorer: model, objective, arms, checkpoints."""

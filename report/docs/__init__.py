@@ -1,0 +1,1 @@
+"""What is generated in docs/: the reference, outputs of real runs, the diagram."""

@@ -1,0 +1,207 @@
+"""Training: it learns, resumes bit for bit after a kill, and several processes do what one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.tasks.pictures import write_video
+from bench.tasks.training.restore import restore_video
+from bench.tasks.training.settings import TrainSettings, settings_from
+from bench.tasks.training.train import Training
+from suite.clips import read_frames
+from suite.motion import moving_clip
+from suite.records import ROOT
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture
+def settings(tmp_path, cache) -> TrainSettings:
+    return TrainSettings(
+        task="driving", out=tmp_path / "run", arm="chop-1", width=32, layers=1, frames=5, size=(16, 16), clips=4,
+        steps=3, rate=1e-2, decoder_rate=1e-3, samples=1, cpu=True, cache=cache,
+    )  # fmt: skip
+
+
+def start(settings: TrainSettings, *before: str) -> subprocess.Popen:
+    """The command line in a process of its own."""
+    words = [f"--{k.replace('_', '-')}" for k in ()]
+    values = settings.everything() | {"cpu": None, "gradient_checkpointing": None}
+    for name, value in values.items():
+        if value is not None:
+            shown = [str(x) for x in value] if isinstance(value, list | tuple) else [str(value)]
+            words += [f"--{name.replace('_', '-')}", *shown]
+    command = [sys.executable, *before, "-m", "bench.tasks", "train", "--cpu", *words]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    both = {}
+    for part in ("transformer", "vae"):
+        both |= {f"{part}.{k}": v for k, v in load_file(out / part / "diffusion_pytorch_model.safetensors").items()}
+    return both
+
+
+def test_a_run_learns_and_leaves_what_it_promises(settings):
+    settings = dataclasses.replace(settings, steps=12, checkpoint_every=5)
+    training = Training(settings)
+    before = training.decoder.vae.decoder.conv_in.weight.clone()
+    training.run()
+    log = [json.loads(line) for line in (settings.out / "losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(1, 13))
+    assert sum(r["pixel"] for r in log[-4:]) < 0.8 * sum(r["pixel"] for r in log[:4])
+    assert not torch.equal(before, training.decoder.vae.decoder.conv_in.weight)
+    assert sorted(p.name for p in (settings.out / "checkpoints").iterdir()) == ["step-00000010", "step-00000012"]
+    assert (settings.out / "samples/step-00000012/sheet.png").stat().st_size > 1000
+    assert len(read_frames(settings.out / "samples/step-00000012/clip-0.mp4")) == 5
+    assert json.loads((settings.out / "finished.json").read_text())["steps"] == 12
+
+
+def test_a_killed_run_ends_with_the_same_bits(settings):
+    """Killed for real, by SIGKILL, between two checkpoints; the command is then given again."""
+    settings = dataclasses.replace(settings, steps=6, checkpoint_every=2)
+    whole = dataclasses.replace(settings, out=settings.out.with_name("whole"))
+    torch.set_num_threads(1)
+    Training(whole).run()
+
+    process = start(settings)
+    for _ in range(1200):
+        log = settings.out / "losses.jsonl"
+        if log.exists() and '"step": 3' in log.read_text():
+            break
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (settings.out / "finished.json").exists(), "the kill came too late for this test to mean anything"
+    again = start(settings)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors.decode()
+    ours, theirs = weights(settings.out), weights(whole.out)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    steps = [json.loads(line)["step"] for line in (settings.out / "losses.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+def test_two_processes_have_the_gradient_of_one(settings, sharing, tmp_path):
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    task = "driving" if sharing == "ddp" else "inpainting"  # the decoder's gradients are shared too
+    settings = dataclasses.replace(
+        settings, task=task, batch=2, arm="chop-1" if sharing == "ddp" else "latent", steps=1
+    )
+    (tmp_path / "settings.json").write_text(json.dumps(settings.everything()))
+    script, found = str(ROOT / "tests" / "distributed_step.py"), []
+    # accelerate's own launcher for several CPU processes needs MPI; that for several GPUs starts any processes, and the
+    # training's setting ``cpu`` lets them meet over gloo.
+    launches = (["--cpu", "--num_processes", "1"], ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"])
+    for number, launch in enumerate(launches):
+        out = tmp_path / f"gradients-{number}.safetensors"
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, script]
+        command += [str(tmp_path / "settings.json"), str(out), str(number + 1)]
+        command += ["fsdp"] * (sharing == "fsdp" and number == 1)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=400,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(load_file(out))
+    one, two = found
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    assert sum(bool(g.any()) for g in one.values()) > 20
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6 * one[name].abs().max().item() + 1e-9), name
+    if sharing == "fsdp":
+        assert load_file(settings.out / "transformer/diffusion_pytorch_model.safetensors")
+
+
+def test_accumulation_is_a_larger_batch(settings):
+    """Two forward passes of one clip have the gradient of one of two."""
+    gradients = []
+    for batch, accumulate in ((2, 1), (1, 2)):
+        s = dataclasses.replace(settings, batch=batch, accumulate=accumulate, task="inpainting", arm="latent")
+        training = Training(s)
+        kept: list[torch.Tensor] = []
+        original = training._clip_and_share
+
+        def keep(training=training, kept=kept, original=original) -> None:
+            original()
+            kept += [p.grad.clone() for p in training.model.parameters() if p.grad is not None]
+
+        training._clip_and_share = keep
+        rows = [[0, 1]] if batch == 2 else [[0], [1]]
+        training.update([training.data.batch(r) for r in rows])
+        gradients.append(torch.cat([g.flatten() for g in kept]))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_a_folder_with_another_run_is_refused(settings):
+    Training(dataclasses.replace(settings, steps=1, samples=0)).run()
+    with pytest.raises(ValueError, match=r"holds a run with rate 0.01, this one has 0.5: pass another --out"):
+        Training(dataclasses.replace(settings, rate=0.5)).run()
+    Training(dataclasses.replace(settings, steps=2, samples=0)).run()  # more steps go on
+    assert json.loads((settings.out / "finished.json").read_text())["steps"] == 2
+
+
+def test_a_run_starts_from_anothers_weights_and_restores_a_video(settings, tmp_path):
+    Training(dataclasses.replace(settings, steps=1)).run()
+    trained = weights(settings.out)
+    later = Training(dataclasses.replace(settings, out=tmp_path / "next", start=settings.out))
+    state = later.model.state_dict()
+    assert all(torch.equal(state[f"backbone.{k[12:]}"], v) for k, v in trained.items() if k.startswith("transformer."))
+    assert all(torch.equal(later.vae.state_dict()[k[4:]], v) for k, v in trained.items() if k.startswith("vae."))
+
+    write_video(tmp_path / "in.mp4", moving_clip(torch.Generator().manual_seed(0), 7, 34, 50))
+    restore_video(settings.out, tmp_path / "in.mp4", tmp_path / "out.mp4", cpu=True)
+    assert read_frames(tmp_path / "out.mp4").shape == (5, 32, 48, 3)
+    with pytest.raises(ValueError, match=r"--out must name an .mp4 file, got 'out.gif'"):
+        restore_video(settings.out, tmp_path / "in.mp4", tmp_path / "out.gif")
+    with pytest.raises(ValueError, match="'nowhere' holds no run"):
+        restore_video(tmp_path / "nowhere", tmp_path / "in.mp4", tmp_path / "out.mp4")
+    with pytest.raises(ValueError, match="holds no finished run"):
+        Training(dataclasses.replace(settings, out=tmp_path / "other", start=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": (20, 16)}, r"multiples of 8, got 20 16"),
+        ({"frames": 6}, "6 frames fit no number of latents of this VAE: pass 5"),
+        ({"task": "sorting"}, "Unknown task 'sorting'"),
+        ({"arm": "chop"}, "Unknown arm 'chop'"),
+        ({"batch": 9}, "batch of 9 needs at least as many clips, got 4"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"rate": 0.0}, "rate must be positive, got 0.0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"pretrained": "no-such-folder"}, "No WanTransformer3DModel could be loaded from 'no-such-folder'"),
+        ({"prompt": Path("none.safetensors")}, "The prompt 'none.safetensors' cannot be read"),
+        ({"vae": "no-such-vae"}, "No VAE could be loaded from 'no-such-vae'"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_written(settings, changes, words):
+    with pytest.raises(ValueError, match=words):
+        Training(dataclasses.replace(settings, **changes))
+    assert not settings.out.exists()
+
+
+def test_settings_survive_their_file(settings):
+    assert settings_from(json.loads(json.dumps(settings.everything()))) == settings

@@ -1,0 +1,202 @@
+"""The index of the results, and the marks of what the code behind them has become."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from report import results_index
+from report.freshness import CHANGED, CURRENT, DRAWING, UNCOMMITTED, UNKNOWN, History, imported, script_of
+from report.products import PRODUCTS
+from report.results_index import Config, differences, page, reasons, rows
+from suite.records import ROOT, Record, read_record
+from tests.repository import repository
+
+RESULTS = ROOT / "results"
+RECORD = Record(ROOT / "x.json", {"vae": "wan2.1"}, {}, {"command": "python analysis/a.py --full", "dirty": False})
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A small project under git: a script, a module that it imports in a function, and one that it does not."""
+    files = {
+        "analysis/__init__.py": "", "suite/__init__.py": "", "chopgrad/__init__.py": "from chopgrad import engine\n",
+        "analysis/a.py": "def f():\n    from suite import used\n    return used\n",
+        "suite/used.py": "import chopgrad\n", "suite/unused.py": "x = 1\n",
+        "chopgrad/engine.py": 'def g():\n    """Text."""\n    return 1  # why\n',
+        "weights/tiny-wan2.1/config.json": "{}", "weights/tiny-cogvideox/config.json": "{}", "bench/b.py": "",
+    }  # fmt: skip
+    git = repository(tmp_path, files)
+    commit = git("rev-parse", "HEAD")
+    return tmp_path, git, replace(RECORD, provenance=RECORD.provenance | {"commit": commit})
+
+
+def mark(root, record):
+    found = History(root).freshness(record)
+    return found.word, found.files
+
+
+def test_what_only_draws_does_not_count(project):
+    root, _, record = project
+    (root / "analysis" / "figure.py").write_text("from suite import unused\n")
+    (root / "analysis" / "a.py").write_text("from analysis import figure\nfrom suite import used\n")
+    assert History(root).dependencies(record) == {
+        "analysis/__init__.py", "analysis/a.py", "suite/__init__.py", "suite/used.py", "chopgrad/__init__.py",
+        "chopgrad/engine.py",
+    }  # fmt: skip
+
+
+def test_what_draws_writes_no_record():
+    drawing = [p for folder in ("analysis", "bench") for p in (ROOT / folder).rglob("*.py") if str(p).endswith(DRAWING)]
+    assert len(drawing) >= 9
+    assert not [p.name for p in drawing if "write_record" in p.read_text() or "run_case" in p.read_text()]
+
+
+def test_what_a_command_imports(project):
+    root, _, record = project
+    assert History(root).dependencies(record) == {
+        "analysis/a.py", "suite/__init__.py", "suite/used.py", "chopgrad/__init__.py", "chopgrad/engine.py"
+    }  # fmt: skip
+    (root / "suite" / "relative.py").write_text("from . import used\nfrom .unused import x\nimport os.path\n")
+    assert set(imported(root / "suite" / "relative.py", root)) == {
+        "suite/__init__.py", "suite/used.py", "suite/unused.py"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("chopgrad/engine.py", "def g():\n    return 2\n", CHANGED),
+        ("chopgrad/engine.py", 'def g():\n\n    """Other words."""\n    return (1)\n', CURRENT),
+        ("suite/used.py", "import chopgrad.new\n", CHANGED),
+        ("suite/unused.py", "x = 2\n", CURRENT),
+        ("bench/new.py", "x = 2\n", CURRENT),
+        ("weights/tiny-wan2.1/config.json", '{"a": 1}', CHANGED),
+        ("weights/tiny-cogvideox/config.json", '{"a": 1}', CURRENT),
+    ],
+)
+def test_a_change_is_marked_whether_committed_or_not(project, name, text, word):
+    root, git, record = project
+    assert mark(root, record) == (CURRENT, ())
+    (root / name).write_text(text)
+    expected = (word, (name,) if word == CHANGED else ())
+    assert mark(root, record) == expected
+    git("add", "-A")
+    git("commit", "-qm", "b")
+    assert mark(root, record) == expected
+
+
+def test_a_module_that_is_gone_or_new_is_a_change(project):
+    root, _, record = project
+    (root / "chopgrad" / "new.py").write_text("")
+    (root / "suite" / "used.py").write_text("import chopgrad.new\n")
+    assert mark(root, record) == (CHANGED, ("chopgrad/new.py", "suite/used.py"))
+
+
+def test_code_that_is_not_known(project, tmp_path_factory):
+    root, git, record = project
+    made = record.provenance
+    assert mark(root, replace(record, provenance=made | {"dirty": True}))[0] == UNCOMMITTED
+    for unknown in ({"commit": None, "dirty": None}, {"commit": "0" * 40}, {"command": "python analysis/gone.py"}):
+        assert mark(root, replace(record, provenance=made | unknown))[0] == UNKNOWN
+    git("commit", "-q", "--amend", "-m", "rewritten", "--date", "2001-01-01T00:00:00")  # git still holds the old one
+    assert mark(root, record)[0] == UNKNOWN
+    unpacked = tmp_path_factory.mktemp("unpacked") / "project"
+    shutil.copytree(root, unpacked, ignore=shutil.ignore_patterns(".git"))
+    assert not History(unpacked).known and mark(unpacked, record)[0] == UNKNOWN
+
+
+def test_a_shallow_clone_has_no_history(project, tmp_path_factory):
+    root, git, record = project
+    git("commit", "-q", "--allow-empty", "-m", "b")
+    clone = tmp_path_factory.mktemp("shallow") / "project"
+    git("clone", "-q", "--depth", "1", root.as_uri(), str(clone))
+    assert not History(clone).known and mark(clone, record)[0] == UNKNOWN
+
+
+def test_an_archive_inside_another_repository_has_no_history(project):
+    root, _, record = project
+    inner = root / "inner"
+    shutil.copytree(root / "analysis", inner / "analysis")
+    assert not History(inner).known and mark(inner, record)[0] == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        ("python analysis/gradient_bias.py --vae wan2.1", "analysis/gradient_bias.py"),
+        ("python -m bench --phases time", "bench/__main__.py"),
+        ("python -m bench.tasks run --full", "bench/tasks/__main__.py"),
+        ("python -m bench.variants", "bench/variants.py"),
+        ("make all", None),
+        ("python", None),
+    ],
+)
+def test_the_script_of_a_command(command, script):
+    assert script_of(command) == script
+
+
+def test_every_record_depends_on_the_library():
+    history = History()
+    for row in rows(RESULTS, history):
+        for record in row.records:
+            assert "chopgrad/__init__.py" in history.dependencies(record), record.path.name
+
+
+def test_the_page_is_up_to_date():
+    assert differences(RESULTS, History(), marks=False) == [], "run python -m report.results_index"
+
+
+def test_every_record_has_its_place():
+    found = rows(RESULTS, History())
+    assert [row.product.records for row in found if row.records and not row.product.question] == []
+    counted = [record.path for row in found for record in row.records]
+    assert len(counted) == len(set(counted)) == len(list(RESULTS.rglob("*.json")))
+
+
+def test_a_product_without_records_is_named_as_missing(tmp_path):
+    (tmp_path / "theory").mkdir()
+    shutil.copy(RESULTS / "theory" / "toys.json", tmp_path / "theory")
+    (tmp_path / "new").mkdir()
+    shutil.copy(RESULTS / "theory" / "toys.json", tmp_path / "new" / "a.json")
+    (tmp_path / "broken.json").write_text("{")
+    text = page(tmp_path, rows(tmp_path, History()))
+    made, missing = text.split("## Not measured yet")
+    assert "| [theory/toys.json](theory/toys.json) | 1 |" in made and "`new/*.json` | 1 |" in made
+    assert missing.count("\n- ") == len(PRODUCTS) - 1
+    assert read_record(tmp_path / "new" / "a.json").provenance["commit"][:10] in made
+
+
+def test_check_and_why(tmp_path, capsys):
+    shutil.copytree(RESULTS / "reconstruction", tmp_path / "reconstruction")
+    path = tmp_path / "reconstruction" / "cogvideox.json"
+    record = json.loads(path.read_text())
+    # Made by uncommitted code on a commit after which the library changed.
+    record["provenance"] |= {"dirty": True, "commit": "5c1234cd30f3286d170190e1cb391c740c40ba50"}
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"README\.md is not what the records say: run python -m report\.results_index"
+    ):
+        results_index.main(Config(check=True, results=tmp_path))
+    results_index.main(Config(results=tmp_path))
+    results_index.main(Config(check=True, results=tmp_path))
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace("| 2 |", "| 3 |"))
+    with pytest.raises(ValueError, match=r"-\| ours.*\| 3 \|"):
+        results_index.main(Config(check=True, results=tmp_path))
+    capsys.readouterr()
+    results_index.main(Config(why=True, results=tmp_path))
+    word = "made by uncommitted code: chopgrad/" if History().known else "unknown: no file"
+    assert f"reconstruction/*.json: {1 if History().known else 2} {word}" in capsys.readouterr().out
+    assert len(reasons(rows(tmp_path, History()))) >= 1
+    with pytest.raises(NotADirectoryError, match="'none' is not a folder"):
+        results_index.main(Config(results=tmp_path / "none"))
+
+
+def test_an_archive_without_git_checks_all_but_the_marks(tmp_path):
+    shutil.copytree(RESULTS / "reconstruction", tmp_path / "reconstruction")
+    results_index.main(Config(results=tmp_path))
+    nowhere = History(tmp_path)
+    assert not nowhere.known and differences(tmp_path, nowhere) == []
+    (tmp_path / "reconstruction" / "wan2.1.json").unlink()
+    assert differences(tmp_path, nowhere) != []
