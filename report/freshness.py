@@ -2,8 +2,8 @@
 
 What a command depends on is found in the sources without running them: the script or module that it names, and every
 module of the project that these import, wherever in a file the import stands. A record is *current* while none of them
-differs from the record's commit in more than comments, docstrings and layout. The working tree is compared, so an edit
-that was not committed counts as well.
+differs from the record's commit in more than comments, docstrings, layout and place (``suite.history``). The working
+tree is compared, so an edit that was not committed counts as well.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class History:
         return self._imports[start]
 
     def changed_since(self, commit: str) -> frozenset[str] | None:
-        """Files that differ from a commit in more than comments; None for a commit outside this history."""
+        """Files that differ from a commit in more than words; None for a commit outside this history."""
         if commit not in self._changed:
             # Commits that only this copy happens to hold would be judged differently in a fresh clone.
             ours = git(self.root, "merge-base", "--is-ancestor", commit, "HEAD") is not None

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import lost_psnr, predicted_memory
-from analysis import theory_page as theory_report
+from analysis import lost_psnr, predicted_memory, theory_page
 from bench.page.results import Results
 from bench.page.tables import report as bench_report
 from bench.selection import cases
@@ -35,7 +34,7 @@ def pages(results: Path) -> Mapping[str, Writing]:
     """Path of each page within the folder of results -> what writes its text. Pages without records are left out."""
     found: dict[str, Writing] = {}
     if any(record.metrics.get("claims") for record in read_records(results / "theory")):
-        found["theory.md"] = lambda: theory_report.report(results / "theory")
+        found["theory.md"] = lambda: theory_page.report(results / "theory")
     for name, selection in BENCHMARKS.items():
         chosen = cases(selection)
         if Results(results, chosen).records:

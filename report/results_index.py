@@ -26,7 +26,8 @@ commit, versions, device). Tables and figures are drawn from the records only. T
 """
 FRESHNESS = """\
 *Code* says whether the code that a record's command runs has changed since the record's commit: the script, every
-module of the project that it imports, and the weights that it used. Comments, docstrings and layout do not count.
+module of the project that it imports, and the weights that it used. Comments, docstrings and layout do not count, nor
+does the place of a file: what only moved is what it was.
 
 - **current**: nothing changed.
 - **changed since**: something did. It does not say that the numbers are wrong; it says that nobody has shown that they

@@ -1,19 +1,25 @@
-"""What differs between a commit and another one, or the working tree, in more than words: by git."""
+"""What differs between a commit and another one, or the working tree, in more than words and places: by git.
+
+Comments, docstrings and layout are words. A source that lies elsewhere, with nothing new in it but the names by which
+it imports others that lie elsewhere, has only moved.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 PACKAGES = ("chopgrad", "suite", "analysis", "bench", "weights")
 """What measures, or is measured; ``report`` only reads records."""
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 def changed(root: Path, old: str, new: str | None, paths: Sequence[str]) -> frozenset[str] | None:
-    """Files under ``paths`` that differ; of Python sources, in more than comments, docstrings and layout.
+    """Files under ``paths`` that differ; of Python sources, in more than comments, docstrings, layout and place.
 
     Args:
         root: the working tree.
@@ -21,18 +27,30 @@ def changed(root: Path, old: str, new: str | None, paths: Sequence[str]) -> froz
         new: another one; None for the working tree, with what nobody has added to git yet.
 
     Returns:
-        Names relative to ``root``; None where git cannot tell, for want of git or of a commit.
+        Names relative to ``root``, those of files that are gone included; None where git cannot tell, for want of git
+        or of a commit.
 
-    Cost: two processes for each source that differs.
+    Cost: a handful of processes, and every source that differs is parsed twice.
     """
     commits = [old] if new is None else [old, new]
-    differing = git(root, "diff", "--name-only", "--no-renames", *commits, "--", *paths)
-    if differing is None:
+    listed = git(root, "diff", "--name-only", "--no-renames", *commits, "--", *paths)
+    if listed is None:
         return None
-    names = set(differing.splitlines())
+    names = set(listed.splitlines())
     if new is None:
         names.update((git(root, "ls-files", "--others", "--exclude-standard", "--", *paths) or "").splitlines())
-    return frozenset(name for name in names if not _same_code(root, old, new, name))
+    before = _sources(root, old, names)
+    after = _sources(root, new, names)
+    origins = _origins(before, after, git(root, "diff", "--name-status", "-M", "-l0", *commits, "--", *paths) or "")
+    modules = {_module(name): _module(origin) for name, origin in origins.items()}
+    differing = {
+        name
+        for name, source in after.items()
+        if not _same_code(before.get(origins.get(name, name)), source, origins.get(name, name), name, modules)
+    }
+    left = {name for name in before.keys() - after.keys() if not _is_empty_package(before[name], name)}
+    gone = left - {origin for name, origin in origins.items() if name not in differing}
+    return frozenset(differing | gone | {name for name in names if not name.endswith(".py")})
 
 
 def git(root: Path, *words: str) -> str | None:
@@ -44,33 +62,115 @@ def git(root: Path, *words: str) -> str | None:
     return done.stdout
 
 
-def _same_code(root: Path, old: str, new: str | None, name: str) -> bool:
-    if not name.endswith(".py"):
-        return False
-    before, after = _source(root, old, name), _source(root, new, name)
-    return before is not None and after is not None and _code(before) == _code(after)
+@dataclass(frozen=True)
+class _Code:
+    """A source without its words.
+
+    Attributes:
+        body: everything but the imports.
+        imports: (what is imported, by its whole name; what it is called here).
+    """
+
+    body: str
+    imports: frozenset[tuple[str, str]]
 
 
-def _source(root: Path, commit: str | None, name: str) -> str | None:
-    if commit is not None:
-        return git(root, "show", f"{commit}:{name}")
-    return (root / name).read_text() if (root / name).is_file() else None
+def _sources(root: Path, commit: str | None, names: Iterable[str]) -> dict[str, str]:
+    """The Python sources among the names that are there."""
+    sources = sorted(name for name in names if name.endswith(".py"))
+    if commit is None:
+        return {name: (root / name).read_text() for name in sources if (root / name).is_file()}
+    wanted = "".join(f"{commit}:{name}\n" for name in sources).encode()
+    words = ["git", "cat-file", "--batch"]  # one process for all of them
+    text = subprocess.run(words, cwd=root, input=wanted, capture_output=True, check=True).stdout
+    found, place = {}, 0
+    for name in sources:
+        head, place = text[place : (end := text.index(b"\n", place))], end + 1
+        if not head.endswith(b" missing"):
+            size = int(head.split()[2])
+            found[name], place = text[place : place + size].decode(), place + size + 1
+    return found
 
 
-@lru_cache(maxsize=512)
-def _code(source: str) -> str:
-    """A source without comments, docstrings and layout; the source itself where it cannot be parsed."""
+def _origins(before: Mapping[str, str], after: Mapping[str, str], renamed: str) -> dict[str, str]:
+    """New name -> old name of what lies elsewhere: with the same code, else as git pairs them, else of the same name.
+
+    A wrong pair does no harm: what is not the same code is told.
+    """
+    gone, added = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
+    by_body: dict[str, list[str]] = {}
+    for name in gone:
+        if body := _code(before[name], name).body:
+            by_body.setdefault(body, []).append(name)
+    found = {}
+    for name in added:
+        alike = by_body.get(_code(after[name], name).body, [])
+        if alike:
+            found[name] = min(alike, key=lambda old: (Path(old).name != Path(name).name, old))
+    for line in renamed.splitlines():
+        status, *pair = line.split("\t")
+        if status.startswith("R") and pair[1] in added and pair[1] not in found and pair[0] in gone:
+            found[pair[1]] = pair[0]
+    for name in added:
+        alike = [old for old in gone if Path(old).name == Path(name).name]
+        if name not in found and len(alike) == 1:
+            found[name] = alike[0]
+    return found
+
+
+def _same_code(before: str | None, after: str, old: str, new: str, modules: Mapping[str, str]) -> bool:
+    if before is None:
+        return _is_empty_package(after, new)
+    code = _code(after, new)
+    imports = {(_origin(what, modules), called) for what, called in code.imports}
+    earlier = _code(before, old)
+    return earlier.body == code.body and earlier.imports == imports
+
+
+def _is_empty_package(source: str, name: str) -> bool:
+    return Path(name).name == "__init__.py" and _code(source, name) == _Code("", frozenset())
+
+
+def _origin(what: str, modules: Mapping[str, str]) -> str:
+    """The name by which a module, or something in it, was imported before the modules moved."""
+    if what in modules:
+        return modules[what]
+    module, _, name = what.rpartition(".")
+    return f"{modules[module]}.{name}" if module in modules else what
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@lru_cache(maxsize=2048)
+def _code(source: str, name: str) -> _Code:
+    """Of a source that cannot be parsed, the source itself."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return source
+        return _Code(source, frozenset())
+    imports: set[tuple[str, str]] = set()
     for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            lines = getattr(node, name, None)
+        for field in ("body", "orelse", "finalbody"):
+            lines = getattr(node, field, None)
             if isinstance(lines, list):
-                kept = [line for line in lines if not _is_text(line)]
-                setattr(node, name, kept)
-    return ast.dump(tree)
+                for line in lines:
+                    imports.update(_imported(line, name))
+                kept = [line for line in lines if not _is_text(line) and not isinstance(line, IMPORTS)]
+                setattr(node, field, kept)
+    return _Code(ast.dump(tree) if tree.body else "", frozenset(imports))
+
+
+def _imported(node: ast.AST, file: str) -> Iterable[tuple[str, str]]:
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, alias.asname or alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            above = Path(file).parent.parts[: len(Path(file).parent.parts) - node.level + 1]
+            base = ".".join([*above, base] if base else above)
+        yield from ((f"{base}.{alias.name}", alias.asname or alias.name) for alias in node.names)
 
 
 def _is_text(node: ast.AST) -> bool:

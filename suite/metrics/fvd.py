@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from suite.metrics.frames import check_finite, check_target_range
-from suite.metrics.i3d import CLASSES, MIN_FRAMES, i3d
+from suite.networks.i3d import CLASSES, MIN_FRAMES, i3d
 
 SPLITS = 8
 MIN_TARGETS = 4  # two in each half
@@ -74,7 +74,7 @@ def fvd(restored: Sequence[Tensor] | Tensor, target: Sequence[Tensor] | Tensor) 
 def video_features(clips: Sequence[Tensor] | Tensor) -> Tensor:
     """I3D logits [clips, 400] in float64 of clips [3, frames, H, W] in [-1, 1].
 
-    Cost: see ``suite.metrics.i3d``; progress goes to stderr.
+    Cost: see ``suite.networks.i3d``; progress goes to stderr.
     """
     network = i3d(clips[0].device)
     rows = []

@@ -3,8 +3,8 @@
     LPIPS(x, y) = sum over layers l of mean over pixels of ||w_l * (f_l(x) - f_l(y))||^2
 
 with unit-normalised features f_l of AlexNet (``lpips-alex``, what tables of results print) or VGG-16 (``lpips-vgg``,
-what networks are trained on), and weights w_l fitted to human judgement. The network is that of ``suite.losses``: the
-official code with the official numbers, mean over frames, at the resolution of the video.
+what networks are trained on), and weights w_l fitted to human judgement. The network is that of
+``suite.networks.lpips``: the official code with the official numbers, mean over frames, at the video's resolution.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from suite.losses import VideoLPIPS
 from suite.metrics.frames import mean_over_frames
+from suite.networks.lpips import VideoLPIPS
 
 
 def lpips(net: str, restored: Tensor, target: Tensor) -> Tensor:

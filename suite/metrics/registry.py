@@ -10,15 +10,17 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from suite.losses import LPIPS_FILES
-from suite.metrics import dists, i3d, lpips
+from suite.metrics import dists, lpips
 from suite.metrics.flickering import flickering
 from suite.metrics.frames import check_finite, check_target_range
 from suite.metrics.fvd import FVD, fvd
 from suite.metrics.psnr import psnr
 from suite.metrics.ssim import ssim
 from suite.metrics.warping import warping_error
-from suite.offline_weights import wheel_file
+from suite.networks import i3d
+from suite.networks.dists import ALPHA_BETA, VGG
+from suite.networks.lpips import LPIPS_FILES
+from suite.networks.wheel_weights import wheel_file
 
 M = TypeVar("M")
 WheelFile = tuple[str, str, str]  # package, requirement, file inside, as ``wheel_file`` takes them
@@ -60,7 +62,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("ssim", "", True, ssim),
         Metric("lpips-alex", "", False, lpips.lpips_alex, ((*_LPIPS, LPIPS_FILES["alex"][0]),)),
         Metric("lpips-vgg", "", False, lpips.lpips_vgg, ((*_LPIPS, LPIPS_FILES["vgg"][0]),)),
-        Metric("dists", "", False, dists.dists, (dists.ALPHA_BETA, dists.VGG)),
+        Metric("dists", "", False, dists.dists, (ALPHA_BETA, VGG)),
         Metric("flickering", "", True, flickering),
         Metric("warping-error", "", False, warping_error),
     )

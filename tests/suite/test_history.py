@@ -17,6 +17,7 @@ PATHS = ("suite", "constraints.txt")
         ({"suite/a.py": SOURCE.replace("+ 1", "+ 2")}, {"suite/a.py"}),
         ({"suite/a.py": "def f(:\n"}, {"suite/a.py"}),
         ({"suite/new/c.py": "# nothing\n"}, {"suite/new/c.py"}),
+        ({"suite/new/__init__.py": '"""A folder."""\n'}, set()),
         ({"suite/data.json": "{} "}, {"suite/data.json"}),
         ({"constraints.txt": "torch==2\n"}, {"constraints.txt"}),
         ({"report/b.py": "x = 2\n", "note.txt": ""}, set()),
@@ -34,12 +35,58 @@ def test_a_commit_against_the_tree_and_another_commit(tmp_path, files, expected)
     assert changed(tmp_path, old, new, PATHS) == expected
 
 
-def test_what_is_gone_or_moved_is_a_change(tmp_path):
+USER = "from suite import a\nimport json\nfrom suite.b import g as h\n\n\ndef k():\n    return a.f(h(json))\n"
+MOVED_USER = USER.replace("from suite import a", "from suite.room import new as a").replace("suite.b", "suite.room.b")
+MOVING = {"suite/a.py": SOURCE, "suite/b.py": "def g(x):\n    return x\n", "suite/user.py": USER}
+MOVED = {
+    "suite/room/__init__.py": '"""A room."""\n', "suite/room/new.py": SOURCE, "suite/room/b.py": MOVING["suite/b.py"],
+    "suite/user.py": MOVED_USER,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({}, set()),
+        ({"suite/room/new.py": '"""Elsewhere."""\n' + SOURCE.partition("\n")[2]}, set()),
+        # Moved and changed: told once, where it lies now; what imports it is as it was.
+        ({"suite/room/b.py": "def g(x):\n    return -x\n"}, {"suite/room/b.py", "suite/b.py"}),
+        ({"suite/room/__init__.py": "x = 1\n"}, {"suite/room/__init__.py"}),
+        # The same text that imports another module's function of that name is other code.
+        (
+            {"suite/c.py": "def g(x):\n    return 2\n", "suite/user.py": MOVED_USER.replace("suite.room.b", "suite.c")},
+            {"suite/c.py", "suite/user.py"},
+        ),
+        ({"suite/user.py": MOVED_USER.replace("new as a", "new")}, {"suite/user.py"}),
+        ({"suite/user.py": MOVED_USER.replace("import json", "import yaml as json")}, {"suite/user.py"}),
+    ],
+)
+def test_a_pure_move_is_no_change(tmp_path, other, expected):
+    git = repository(tmp_path, MOVING)
+    old = git("rev-parse", "HEAD")
+    git("rm", "-q", "suite/a.py", "suite/b.py")
+    write(tmp_path, MOVED | other)
+    assert changed(tmp_path, old, None, PATHS) == expected
+    assert changed(tmp_path, old, committed(git), PATHS) == expected
+
+
+def test_relative_imports_follow_a_move(tmp_path):
+    files = {"suite/a.py": SOURCE, "suite/b.py": "from .a import f\nfrom . import a\n\nx = f(1)\n"}
+    git = repository(tmp_path, files)
+    old = git("rev-parse", "HEAD")
+    git("rm", "-q", "suite/b.py")
+    write(tmp_path, {"suite/room/b.py": "from .. import a\nfrom ..a import f\n\nx = f(1)\n"})
+    assert changed(tmp_path, old, None, PATHS) == set()
+    write(tmp_path, {"suite/room/b.py": "from . import a\nfrom ..a import f\n\nx = f(1)\n"})
+    assert changed(tmp_path, old, None, PATHS) == {"suite/room/b.py", "suite/b.py"}
+
+
+def test_what_is_gone_is_a_change(tmp_path):
     git = repository(tmp_path, FILES)
     old = git("rev-parse", "HEAD")
-    git("mv", "suite/a.py", "suite/moved.py")
-    assert changed(tmp_path, old, None, PATHS) == {"suite/a.py", "suite/moved.py"}
-    assert changed(tmp_path, old, committed(git), PATHS) == {"suite/a.py", "suite/moved.py"}
+    git("rm", "-q", "suite/a.py")
+    assert changed(tmp_path, old, None, PATHS) == {"suite/a.py"}
+    assert changed(tmp_path, old, committed(git), PATHS) == {"suite/a.py"}
 
 
 def test_where_git_cannot_tell(tmp_path):

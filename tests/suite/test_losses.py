@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from chopgrad import framewise
 from chopgrad.memory import PeakMemory
 from suite import losses
-from suite.losses import LOSSES, LPIPS_FILES, VideoLPIPS, loss_by_name
+from suite.losses import LOSSES, loss_by_name
 from suite.motion import photographs
-from suite.offline_weights import read_arrays, wheel_file
+from suite.networks.lpips import LPIPS_FILES, VideoLPIPS
+from suite.networks.wheel_weights import read_arrays, wheel_file
 from tests.suite.metrics.clips import needs
 
 

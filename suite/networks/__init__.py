@@ -1,0 +1,1 @@
+"""Perceptual networks with the authors' numbers, for losses and for metrics."""
