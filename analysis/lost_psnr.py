@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tasks import TASKS, LossTerm
+from bench.tasks.comparison import TaskResults, better, results_of
 from bench.tasks.protocol import Protocol, run
-from bench.tasks.tables import TaskResults, better, head, results_of
+from bench.tasks.tables import head
 from bench.tasks.training.arms import MEANING
 from suite.command_line import run_main
 from suite.records import ROOT

@@ -26,6 +26,7 @@ from bench.page.frontier import frontier
 from bench.page.results import Results
 from bench.selection import Selection, cases
 from bench.tasks import tables as end_tasks
+from bench.tasks.comparison import results_of
 from suite.command_line import run_main
 from suite.records import ROOT, Record, read_record, read_records
 from suite.vaes import EMBEDDED
@@ -62,7 +63,7 @@ def drawings(results: Path) -> Mapping[str, Drawing]:
         names = [*predicted_memory.CASES, *predicted_memory.CURVES]
         ordered = {name: predicted[name] for name in names if name in predicted}
         found["predicted_memory/curves.png"] = lambda path: predicted_memory.figure(ordered, path)
-    tasks = end_tasks.results_of(results / "tasks")
+    tasks = results_of(results / "tasks")
     if any(len(r.arms) > 1 for r in tasks):
         found["tasks/differences.png"] = lambda path: end_tasks.figure(tasks, path)
     return found

@@ -26,7 +26,7 @@ WITHOUT_WEIGHTS = ("analysis/predicted_memory.py",)
 """What means the published architecture by these names."""
 STARTED = {"bench/__main__.py": ("bench/memory.py", "bench/test_time.py")}
 """What a script runs in a process of its own, which no import shows."""
-DRAWING = ("/figure.py", "bench/page/", "bench/tasks/tables.py", "bench/tasks/publish.py")
+DRAWING = ("/figure.py", "bench/page/", "bench/tasks/comparison.py", "bench/tasks/tables.py", "bench/tasks/publish.py")
 """Parts of the names of sources that read finished records and make pictures and pages of them: no number comes from
 there, so neither they nor what only they import count."""
 CURRENT, CHANGED, UNCOMMITTED, UNKNOWN = "current", "changed since", "made by uncommitted code", "unknown"

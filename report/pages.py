@@ -15,6 +15,7 @@ from bench.page.results import Results
 from bench.page.tables import report as bench_report
 from bench.selection import cases
 from bench.tasks import tables as end_tasks
+from bench.tasks.comparison import results_of
 from report.figures import BENCHMARKS
 from suite.command_line import run_main
 from suite.records import ROOT, read_records
@@ -43,7 +44,7 @@ def pages(results: Path) -> Mapping[str, Writing]:
         names = [*predicted_memory.CASES, *predicted_memory.CURVES]
         ordered = {name: predicted[name] for name in names if name in predicted}
         found["predicted_memory/README.md"] = lambda: predicted_memory.report(ordered)
-    if tasks := end_tasks.results_of(results / "tasks"):
+    if tasks := results_of(results / "tasks"):
         found |= {f"tasks/{r.task}.md": lambda r=r: end_tasks.table(r) for r in tasks}  # type: ignore[misc]
         found["tasks/README.md"] = lambda: end_tasks.overview(tasks, "tox -e tasks -- --full")
     if any(read_records(results / "lost_psnr")):

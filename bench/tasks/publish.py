@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from bench.tasks.comparison import results_of
 from bench.tasks.data.pairs import from_bytes
 from bench.tasks.evaluate import test_clips
 from bench.tasks.protocol import Protocol, restored_of, run
-from bench.tasks.tables import figure, overview, picture_grid, results_of, table
+from bench.tasks.tables import figure, overview, picture_grid, table
 from bench.tasks.training.arms import MEANING
 from bench.tasks.training.train import Training
 from suite.records import ROOT

@@ -6,7 +6,7 @@ import pytest
 
 from analysis.lost_psnr import Config, main, of_variants, report, table, variant, verdict
 from bench.tasks import TASKS, LossTerm
-from bench.tasks.tables import TaskResults
+from bench.tasks.comparison import TaskResults
 from suite.metrics import METRICS
 from suite.records import provenance, read_records, write_record
 

@@ -12,9 +12,10 @@ import torch
 
 import bench.tasks.protocol as protocol_module
 from bench.tasks.__main__ import cli
+from bench.tasks.comparison import TaskResults, better, distance_matters, pixels_win, results_of
 from bench.tasks.protocol import COMPARED, SMALL_ARMS, TASK_NAMES, Protocol, code_fingerprint, run
 from bench.tasks.publish import publish
-from bench.tasks.tables import TaskResults, better, distance_matters, overview, pixels_win, results_of, table, verdicts
+from bench.tasks.tables import overview, table, verdicts
 from suite.metrics import METRICS
 from suite.records import provenance, write_record
 
