@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
-from analysis.backbone.clips import Samples
 from analysis.backbone.mean_gradient import limits
 from analysis.backbone.parameter_gradients import gradients
 from analysis.backbone.restoration import Restoration, in_full_precision
+from analysis.backbone.samples import Samples
 from analysis.backbone.task_settings import TaskSettings
 from analysis.printing import print_claims
 from analysis.settings import OnTask

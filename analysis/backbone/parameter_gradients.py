@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from analysis.backbone.clips import Samples
 from analysis.backbone.mean_gradient import Gradients
 from analysis.backbone.restoration import Restoration
+from analysis.backbone.samples import Samples
 from suite.pairwise import truncated
 
 

@@ -36,6 +36,7 @@ from analysis.backbone.coordinates import Coordinates, sampled_coordinates
 from analysis.backbone.mean_gradient import CHUNK
 from analysis.backbone.restoration import Restoration, trained_parameters
 from analysis.backbone.task_settings import TaskSettings
+from bench.tasks.training.restorer import Restorer, family_for, pretrained_backbone, read_prompt
 from suite.fingerprint import inputs_sha256
 from suite.records import ROOT
 
@@ -104,27 +105,17 @@ class PublishedRestoration(Restoration):
     clips_at_once = 1
 
     def __init__(self, settings: TaskSettings, published: PublishedSettings, seed: int = 0) -> None:
-        from bench.tasks.training.restorer import (  # brings all end tasks along
-            Restorer,
-            pretrained_backbone,
-            read_prompt,
-        )
-
         published.check()
         super().__init__(settings)
         self.published, self.seed = published, seed
         prompt = None if published.prompt is None else read_prompt(published.prompt)
-        family: Any = "cogvideox" if "CogVideoX" in type(self.vae).__name__ else "wan"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the LoRA layers
             backbone, scheduler = pretrained_backbone(
-                published.pretrained or "", family, published.lora_rank, self.dtype
+                published.pretrained or "", family_for(self.vae), published.lora_rank, self.dtype
             )
         self.restorer = Restorer(backbone, published.timestep, prompt, scheduler).to(self.device).eval()
-        with torch.no_grad():
-            picture = torch.zeros(1, 3, 1, settings.size, settings.size, device=self.device, dtype=self.dtype)
-            size = self.vae.encode(picture).latent_dist.mode().shape[-2:]
-        self.restorer.check(self.decoder.latent_channels, self.latent_frames, *size)
+        self.restorer.check(self.decoder.latent_channels, self.latent_frames, *self.latent_size)
         if published.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         if published.parameters is not None:

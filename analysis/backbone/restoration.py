@@ -1,31 +1,35 @@
-"""A small end task: restore a degraded clip in one step, with a pixel loss through the video decoder.
+"""The gradient that reaches a backbone: one end task (deblurring) on one VAE, with a pixel loss through the decoder.
 
-A clip is blurred, shrunk, enlarged and made noisy, and encoded by the VAE. A real ``WanTransformer3DModel`` in small
-widths predicts what to add to these latents so that they decode to the clean clip: one step and no noise to start from,
-as in the restoration tasks of arXiv 2603.17812, Sec. 4. It is big enough to learn something and small enough that the
-gradient of every one of its parameters can be kept for a whole data set. ``analysis.backbone.published`` puts a
-published transformer in its place.
+Clips, their latents and the one-step model are those of ``bench.tasks``. The backbone is small, big enough to learn
+something and small enough that the gradient of every one of its parameters can be kept for a whole data set; a warm-up
+in latent space makes what all measurements start from. ``analysis.backbone.published`` puts a published transformer in
+its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from rich.console import Console
 from rich.progress import track
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.backbone import clips as restoration_clips
-from analysis.backbone.clips import Samples, clean_clips, degrade, training_films
+from analysis.backbone import samples as samples_module
 from analysis.backbone.coordinates import Coordinates, sampled_coordinates
+from analysis.backbone.samples import Samples
 from analysis.backbone.task_settings import TaskSettings
+from bench.tasks import deblurring
+from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes, spatial_factor, vae_key
+from bench.tasks.deblurring import Deblurring
+from bench.tasks.training import restorer
+from bench.tasks.training.restorer import Restorer, family_for, fresh_backbone
 from chopgrad import CausalDecoder, FrameGroup, decoder_for
 from suite.fingerprint import inputs_sha256
 from suite.pairwise import pairwise_gradients
@@ -34,7 +38,9 @@ from suite.sizes import check_size, latent_frames
 from suite.vaes import load_vae
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-CODE = (Path(__file__), Path(restoration_clips.__file__))
+MOST_CLIPS = 10_000
+"""Of one seed."""
+CODE = tuple(Path(str(module.__file__)) for module in (deblurring, restorer, samples_module)) + (Path(__file__),)
 """What decides how a backbone is warmed up."""
 
 
@@ -58,6 +64,7 @@ class Restoration:
         self.latent_frames = latent_frames(self.decoder, settings.frames)
         self.groups: list[FrameGroup] = self.decoder.frame_groups(self.latent_frames)
         check_size(self.vae, self.decoder, settings.size)
+        self.latent_size = (settings.size // spatial_factor(self.vae),) * 2
 
     def described(self) -> dict[str, Any]:
         """The task's settings as JSON values for a record."""
@@ -65,38 +72,35 @@ class Restoration:
 
     def fingerprint(self, films: list[Path] | None = None) -> str:
         """Hash of the VAE's weights and of films; where there are none, of those that the warm-up sees."""
-        return inputs_sha256(self.vae, films or training_films())
+        return inputs_sha256(self.vae, films or list(samples_module.training_films()))
 
-    def samples(self, count: int, seed: int, films: list[Path] | None = None) -> Samples:
-        """Seeded clips, the same ones on every device.
+    def samples(self, count: int, seed: int, films: Sequence[Path] | None = None) -> Samples:
+        """Seeded clips, the same ones on every device; those of different seeds differ.
 
         Args:
             films: crops of these in turn; of none, generated motion alone, whose clips are independent; None
                 is the training diet, half generated and half crops of the training films.
         """
-        generator = torch.Generator().manual_seed(seed)
-        sources, pixels = clean_clips(count, self.settings, generator, seed, films)
-        degraded = degrade(pixels, self.settings, generator)
-        return Samples(sources, pixels.to(self.device), self._encode(degraded), self._encode(pixels))
-
-    @torch.no_grad()
-    def _encode(self, pixels: Tensor) -> Tensor:
-        parts = pixels.split(self.clips_at_once)
-        modes = [self.vae.encode(x.to(self.device, self.dtype)).latent_dist.mode().float() for x in parts]
-        return torch.cat([self.decoder.normalize(x) for x in modes])
+        s, mixed = self.settings, films is None
+        task = Deblurring(
+            blur=s.blur, shrink=s.shrink, noise=s.noise, mixed=mixed,
+            films=samples_module.training_films() if films is None else tuple(films),
+        )  # fmt: skip
+        numbers = range(seed * MOST_CLIPS, seed * MOST_CLIPS + count)
+        pairs = Pairs(task, self.decoder, vae_key(self.vae), numbers, ClipShape(s.frames, s.size, s.size), None)
+        batch = pairs.batch(range(count))
+        sources = [film.name if (film := task.film(n)) else f"generated {n}" for n in numbers]
+        tensors = (from_bytes(batch["target"]), batch["condition_latents"], batch["latents"])
+        return Samples(sources, *(x.to(self.device) for x in tensors))
 
     def new_backbone(self, seed: int) -> Any:
-        """A seeded backbone whose last layer is zero, so that it starts by returning its condition."""
-        s, channels = self.settings, self.decoder.latent_channels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone: Any = WanTransformer3DModel(
-                patch_size=(1, 1, 1), num_attention_heads=s.width // 32, attention_head_dim=32, in_channels=channels,
-                out_channels=channels, text_dim=8, freq_dim=32, ffn_dim=4 * s.width, num_layers=s.layers,
-            )  # fmt: skip
-        for p in backbone.proj_out.parameters():
-            nn.init.zeros_(p)
-        return backbone.to(self.device)
+        """A seeded ``Restorer`` whose last layer is zero, so that it starts by returning (CogVideoX: scaling) its
+        condition.
+        """
+        s = self.settings
+        shape = (self.latent_frames, *self.latent_size)
+        backbone = fresh_backbone(family_for(self.vae), self.decoder.latent_channels, shape, s.width, s.layers, seed)
+        return Restorer(backbone).to(self.device)
 
     def coordinates(self, backbone: nn.Module) -> Coordinates:
         """Which coordinates of the backbone's gradients are kept: all of its trained parameters."""
@@ -104,14 +108,7 @@ class Restoration:
 
     def predict(self, backbone: Any, condition: Tensor) -> Tensor:
         """[batch, channels, latent frames, h, w] condition -> restored latents, both normalised and in float32."""
-        batch = len(condition)
-        correction = backbone(
-            hidden_states=condition,
-            timestep=condition.new_zeros(batch, dtype=torch.long),
-            encoder_hidden_states=condition.new_zeros(batch, 1, backbone.config.text_dim),
-            return_dict=False,
-        )[0]
-        return condition + correction
+        return backbone(condition)
 
     def restore(self, backbone: nn.Module | None, condition: Tensor) -> Tensor:
         """The same in the VAE's own space and precision; without a backbone the condition itself."""
@@ -140,11 +137,11 @@ class Restoration:
         s = self.settings
         code = hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest()
         key = json.dumps([self.described(), fingerprint, seed, self.device.type, code])
-        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         backbone = self.new_backbone(seed)
         trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
         if path.exists():
-            saved = torch.load(path, map_location=self.device, weights_only=True)
+            saved = load_file(path)
             with torch.no_grad():
                 for name, parameter in trained.items():
                     parameter.copy_(saved[name])
@@ -161,7 +158,7 @@ class Restoration:
             optimizer.step()
         optimizer.zero_grad()
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: p.detach() for name, p in trained.items()}, path.with_suffix(".tmp"))
+        save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
         return backbone
 

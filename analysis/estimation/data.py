@@ -11,8 +11,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.backbone.clips import Samples
 from analysis.backbone.restoration import Restoration
+from analysis.backbone.samples import Samples
 from analysis.backbone.task_settings import TaskSettings
 from suite.bootstrap import mean_interval
 

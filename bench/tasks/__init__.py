@@ -1,4 +1,4 @@
-"""The end tasks of the paper (arXiv 2603.17812, Sec. 4): seeded pairs of condition and target.
+"""The end tasks of the paper (arXiv 2603.17812, Sec. 4), and a gentle one: seeded pairs of condition and target.
 
 Procedural by default; ``task_by_name(name, folder)`` takes real footage instead.
 ``python -m bench.tasks preview --task driving --out sheet.png`` shows what a task looks like.
@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from bench.tasks.artifact_removal import ArtifactRemoval
+from bench.tasks.deblurring import Deblurring
 from bench.tasks.driving import Driving
 from bench.tasks.inpainting import Inpainting
 from bench.tasks.super_resolution import SuperResolution
@@ -23,6 +24,7 @@ TASKS: dict[str, Task] = {
         Inpainting(),
         Inpainting(region="object", name="inpainting-objects"),
         Driving(),
+        Deblurring(),
     )
 }
 

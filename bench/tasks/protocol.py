@@ -21,10 +21,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from bench.tasks.data.pairs import vae_key
 from bench.tasks.evaluate import autoencoded_clips, restored_clips, scores, test_clips
 from bench.tasks.training.arms import ARMS, arm_by_name
 from bench.tasks.training.settings import TrainSettings
-from bench.tasks.training.train import Training, vae_key
+from bench.tasks.training.train import Training
 from chopgrad.memory import PeakMemory
 from suite.cases import run_case
 from suite.records import ROOT, Record

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from analysis import backbone_gradient, estimators, training_bias
-from analysis.backbone import clips as restoration_clips
+from analysis.backbone import samples
 from analysis.backbone.published import PublishedSettings
 from analysis.backbone.restoration import Restoration
 from analysis.backbone.task_settings import TaskSettings
@@ -30,7 +30,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_is_kept(tmp_path, monkeypatch):
     """Of weights without values; and the films are small ones."""
-    monkeypatch.setattr(restoration_clips, "training_films", lambda: [packaged_clip(name) for name in HELD_OUT_CLIPS])
+    monkeypatch.setattr(samples, "training_films", lambda: tuple(packaged_clip(name) for name in HELD_OUT_CLIPS))
     monkeypatch.setattr(Restoration.warmed_up, "__defaults__", (0, tmp_path / "cache"))
 
 

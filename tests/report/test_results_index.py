@@ -48,7 +48,12 @@ def test_what_only_draws_does_not_count(project):
 
 
 def test_what_draws_writes_no_record():
-    drawing = [p for folder in ("analysis", "bench") for p in (ROOT / folder).rglob("*.py") if any(part in p.as_posix() for part in DRAWING)]
+    drawing = [
+        p
+        for folder in ("analysis", "bench")
+        for p in (ROOT / folder).rglob("*.py")
+        if any(part in p.as_posix() for part in DRAWING)
+    ]
     assert len(drawing) >= 9
     assert not [p.name for p in drawing if "write_record" in p.read_text() or "run_case" in p.read_text()]
 

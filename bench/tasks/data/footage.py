@@ -26,8 +26,19 @@ def film_clip(
     """
     films = find_clips(folder)
     film = films[pick(generator, len(films))]
+    return stretch_of(film, generator, frames, height, width, zoom), film.name
+
+
+def stretch_of(
+    film: Path, generator: torch.Generator, frames: int, height: int, width: int, zoom: float = 1.5
+) -> Tensor:
+    """A seeded crop [3, frames, height, width] of a seeded stretch of one video.
+
+    Raises:
+        ValueError: it cannot be read, or is too short.
+    """
     start = _start(film, frames, generator)
-    return random_crop(_stretch(film, frames, start), height, width, generator, zoom), film.name
+    return random_crop(_stretch(film, frames, start), height, width, generator, zoom)
 
 
 def paired_clip(

@@ -25,8 +25,9 @@ from chopgrad import CausalDecoder
 from suite.sizes import latent_frames
 
 CODE = (
-    "task", "super_resolution", "inpainting", "artifact_removal", "driving", "data/pairs", "data/degradation",
-    "data/compression", "data/footage", "scenes/room", "scenes/raycast", "scenes/splats", "scenes/road",
+    "task", "super_resolution", "deblurring", "inpainting", "artifact_removal", "driving", "data/pairs",
+    "data/degradation", "data/compression", "data/footage", "scenes/room", "scenes/raycast", "scenes/splats",
+    "scenes/road",
 )  # fmt: skip
 """Modules that decide what a clip looks like."""
 
@@ -124,6 +125,25 @@ def to_bytes(video: Tensor) -> Tensor:
 def from_bytes(video: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]."""
     return video.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def spatial_factor(vae: Any) -> int:
+    """Pixels per latent along height and width, measured: configs name it differently."""
+    weights = next(iter(vae.parameters()))
+    size = 64
+    frame = torch.zeros(1, 3, 1, size, size, device=weights.device, dtype=weights.dtype)
+    return size // vae.encode(frame).latent_dist.mode().shape[-1]
+
+
+def vae_key(vae: Any) -> str:
+    """Names a VAE and its weights, for what is kept of it."""
+    digest = hashlib.sha256(type(vae).__name__.encode())
+    for name, tensor in sorted(vae.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().sum(dtype=torch.float64).cpu().numpy().tobytes())
+    digest.update(str(next(vae.parameters()).dtype).encode())
+    return digest.hexdigest()[:24]
 
 
 def _described(task: Task) -> dict[str, Any]:

@@ -105,6 +105,12 @@ class Restorer(nn.Module):
         return positions
 
 
+def family_for(vae: Any) -> Family:
+    """The family whose latents a VAE makes."""
+    name = type(vae).__name__
+    return "wan" if "Wan" in name or "Qwen" in name else "cogvideox"
+
+
 def family_of(backbone: Any) -> Family:
     """Raises ValueError: a backbone of another class, or CogVideoX 1.5, whose patches span time."""
     if isinstance(backbone, WanTransformer3DModel):

@@ -8,7 +8,6 @@ A run in the same folder goes on where it stopped; on the CPU it then ends with 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from bench.tasks import task_by_name
 from bench.tasks.data.order import Order
-from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes
+from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes, spatial_factor, vae_key
 from bench.tasks.pictures import side_by_side, write_video
 from bench.tasks.training.arms import arm_by_name
 from bench.tasks.training.checkpoints import (
@@ -37,7 +36,7 @@ from bench.tasks.training.checkpoints import (
     save_checkpoint,
 )
 from bench.tasks.training.objective import Objective
-from bench.tasks.training.restorer import Family, Restorer, fresh_backbone, pretrained_backbone, read_prompt
+from bench.tasks.training.restorer import Restorer, family_for, fresh_backbone, pretrained_backbone, read_prompt
 from bench.tasks.training.settings import TrainSettings
 from bench.tasks.training.weights import load_weights, save_weights
 from chopgrad import decoder_for
@@ -113,7 +112,7 @@ class Training:
 
     def _restorer(self) -> Restorer:
         s = self.settings
-        family: Family = "wan" if "Wan" in type(self.vae).__name__ or "Qwen" in type(self.vae).__name__ else "cogvideox"
+        family = family_for(self.vae)
         prompt = None if s.prompt is None else read_prompt(s.prompt)
         if s.pretrained is None:
             height, width = (n // self.spatial_factor for n in s.size)
@@ -254,22 +253,3 @@ class Training:
             TextColumn("{task.fields[loss]}"), console=Console(stderr=True),
             disable=not self.accelerator.is_main_process,
         )  # fmt: skip
-
-
-@torch.no_grad()
-def spatial_factor(vae: Any) -> int:
-    """Pixels per latent along height and width, measured: configs name it differently."""
-    weights = next(iter(vae.parameters()))
-    size = 64
-    frame = torch.zeros(1, 3, 1, size, size, device=weights.device, dtype=weights.dtype)
-    return size // vae.encode(frame).latent_dist.mode().shape[-1]
-
-
-def vae_key(vae: Any) -> str:
-    """Names a VAE and its weights, for what is kept of it."""
-    digest = hashlib.sha256(type(vae).__name__.encode())
-    for name, tensor in sorted(vae.encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().sum(dtype=torch.float64).cpu().numpy().tobytes())
-    digest.update(str(next(vae.parameters()).dtype).encode())
-    return digest.hexdigest()[:24]

@@ -7,10 +7,13 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
-from analysis.backbone.clips import degrade
 from analysis.backbone.coordinates import sampled_coordinates
 from analysis.backbone.restoration import Restoration, join_groups
+from analysis.backbone.samples import training_films
 from analysis.backbone.task_settings import TaskSettings
+from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes
+from bench.tasks.deblurring import Deblurring
+from bench.tasks.training.restorer import Restorer, fresh_backbone
 from chopgrad import Chop, Full
 from suite.pairwise import truncated
 from tests.models import build
@@ -39,20 +42,20 @@ def samples(task):
 def backbone(task):
     backbone = task.new_backbone(0)
     generator = torch.Generator().manual_seed(0)
-    for p in backbone.proj_out.parameters():
+    for p in backbone.backbone.proj_out.parameters():
         p.data.copy_(0.1 * torch.randn(p.shape, generator=generator))
     return backbone
 
 
 def test_clips_of_the_training_diet(task, samples):
-    assert samples.sources == ["generated 1/0", "bigbuckbunny.mp4", "generated 1/2", "bikes.mp4"]
+    assert samples.sources == ["generated 10000", "bigbuckbunny.mp4", "generated 10002", "bikes.mp4"]
     assert samples.clean.shape == (4, 3, 9, 16, 16)
     assert samples.condition.shape == samples.latents.shape == (4, 4, 5, 8, 8)
     assert samples.clean.abs().max() <= 1
     again, other = task.samples(4, seed=1), task.samples(4, seed=2)
     assert torch.equal(again.clean, samples.clean) and torch.equal(again.condition, samples.condition)
     assert not torch.equal(other.clean[1], samples.clean[1])
-    assert task.samples(3, seed=1, films=[]).sources == ["generated 1/0", "generated 1/1", "generated 1/2"]
+    assert task.samples(3, seed=1, films=[]).sources == ["generated 10000", "generated 10001", "generated 10002"]
     part = samples[2:]
     assert part.sources == samples.sources[2:] and torch.equal(part.condition, samples.condition[2:])
 
@@ -63,23 +66,15 @@ def test_latents_are_normalised(task, samples):
     assert torch.allclose(task.decoder.denormalize(samples.latents[:1]), encoded, atol=1e-4)
 
 
-def test_every_part_of_the_degradation_degrades():
-    generator = lambda: torch.Generator().manual_seed(0)  # noqa: E731
-    video = torch.rand(2, 3, 4, 16, 16, generator=generator()) * 2 - 1
-    none = TaskSettings(blur=0, shrink=1, noise=0)
-    assert torch.equal(degrade(video, none, generator()), video)
-    blurred = degrade(video, dataclasses.replace(none, blur=1.0), generator())
-    shrunk = degrade(video, dataclasses.replace(none, shrink=4), generator())
-    noisy = degrade(video * 0.3, dataclasses.replace(none, noise=0.1), generator())
-    for smooth in (blurred, shrunk):
-        assert smooth.shape == video.shape
-        assert smooth.diff(dim=-1).square().mean() < 0.3 * video.diff(dim=-1).square().mean()
-    assert (noisy - 0.3 * video).std().item() == pytest.approx(0.1, rel=0.05)
-    # Frames are degraded one by one: a constant frame stays what it is, whatever its neighbours.
-    video[:, :, 1] = 0.5
-    assert torch.allclose(
-        degrade(video, dataclasses.replace(none, blur=2.0, shrink=2), generator())[:, :, 1], video[:, :, 1], atol=1e-5
-    )
+def test_clips_and_model_are_those_of_the_end_task(task, samples, backbone):
+    """What the theory measures is what ``bench.tasks`` trains."""
+    deblurring = Deblurring(films=training_films(), mixed=True)
+    pairs = Pairs(deblurring, task.decoder, "", [10_001], ClipShape(9, 16, 16), None)[0]
+    assert torch.equal(samples.clean[1], from_bytes(pairs["target"]))
+    assert torch.equal(samples.condition[1], pairs["condition_latents"])
+    trained = Restorer(fresh_backbone("wan", 4, (5, 8, 8), 32, 1, seed=0))
+    trained.load_state_dict(backbone.state_dict())
+    assert torch.equal(task.predict(backbone, samples.condition), trained(samples.condition))
 
 
 def test_a_new_backbone_returns_its_condition(task, samples):
@@ -143,9 +138,9 @@ def test_some_coordinates_are_those_of_the_whole_gradient(task, samples, backbon
 
 def test_frozen_parameters_are_left_out(task, samples):
     backbone = task.new_backbone(0).requires_grad_(False)
-    backbone.proj_out.requires_grad_(True)
+    backbone.backbone.proj_out.requires_grad_(True)
     found = task.parameter_gradients(backbone, samples.condition[:1], torch.ones(2, 5, 4, 1, 8, 8))
-    assert found.shape == (2, sum(p.numel() for p in backbone.proj_out.parameters()))
+    assert found.shape == (2, sum(p.numel() for p in backbone.backbone.proj_out.parameters()))
 
 
 def test_groups_of_several_latents_are_joined(task):
@@ -179,7 +174,7 @@ def test_another_backbone_is_not_read_back(task, tmp_path, change):
         task.warmed_up("a", seed=1, cache=tmp_path)
     else:
         Restoration(dataclasses.replace(task.settings, noise=0.1)).warmed_up("a", cache=tmp_path)
-    assert len(list(tmp_path.glob("*.pt"))) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize(
