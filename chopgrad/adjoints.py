@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chopgrad.offload import WaitingRoom
+from chopgrad.offload import OffloadBuffer
 
 # In float16 a sweep's adjoints are scaled so that the largest is below 2 and their sum below this: the sum, because the
 # gradient of a bias is one, and 65504 is the largest number.
@@ -18,12 +18,12 @@ class FrameAdjoints:
     """dL/dx_i of frame groups i, [batch, 3, frames of the group, H, W] each; they wait where the states wait.
 
     Args:
-        room: where that is.
+        host: where that is.
         half: the decoder computes in float16.
     """
 
-    def __init__(self, room: WaitingRoom, half: bool) -> None:
-        self._room, self._half = room, half
+    def __init__(self, host: OffloadBuffer, half: bool) -> None:
+        self._host, self._half = host, half
         self._waiting: dict[int, Any] = {}
         self._sizes: dict[int, Tensor] = {}
         """In float16: largest entry and sum of magnitudes."""
@@ -32,16 +32,16 @@ class FrameAdjoints:
         if self._half:
             adjoint = adjoint.float()  # what is too small for float16 now may be large enough when it is scaled
         if i in self._waiting:
-            adjoint = adjoint + self._room.get(self._waiting[i])
+            adjoint = adjoint + self._host.get(self._waiting[i])
         if self._half:
             magnitude = adjoint.abs()
             self._sizes[i] = torch.stack([magnitude.max(), magnitude.sum()])
-        self._waiting[i] = self._room.put(adjoint)
+        self._waiting[i] = self._host.put(adjoint)
 
     def get(self, i: int, scale: Tensor | None) -> Tensor | None:
         if i not in self._waiting:
             return None
-        adjoint = self._room.get(self._waiting[i])
+        adjoint = self._host.get(self._waiting[i])
         return adjoint if scale is None else adjoint * scale
 
     def drop(self, i: int) -> None:

@@ -15,7 +15,7 @@ from chopgrad.decoders.base import CausalDecoder, FrameGroup
 from chopgrad.engine import Carry, Sweep
 from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.inputs import check_dropout, check_inputs, check_sampled, check_tangent, trained_parameters
-from chopgrad.offload import Waiting
+from chopgrad.offload import Offloaded
 from chopgrad.strategies import RECOMMENDED, Full, Strategy
 
 
@@ -183,13 +183,14 @@ class _Packed:
     @classmethod
     def of(cls, carries: dict[int, Carry]) -> tuple[_Packed, list[Tensor]]:
         leaves, spec = tree_flatten(carries)
-        is_tensor = [isinstance(x, Tensor | Waiting) for x in leaves]
-        tensors = [x.host if isinstance(x, Waiting) else x for x in leaves if isinstance(x, Tensor | Waiting)]
-        return cls([isinstance(x, Waiting) if t else x for x, t in zip(leaves, is_tensor)], is_tensor, spec), tensors
+        is_tensor = [isinstance(x, Tensor | Offloaded) for x in leaves]
+        tensors = [x.host if isinstance(x, Offloaded) else x for x in leaves if isinstance(x, Tensor | Offloaded)]
+        return cls([isinstance(x, Offloaded) if t else x for x, t in zip(leaves, is_tensor)], is_tensor, spec), tensors
 
     def unpack(self, tensors: Sequence[Tensor]) -> dict[int, Carry]:
         given = iter(tensors)
-        leaves = [(Waiting(next(given)) if x else next(given)) if t else x for x, t in zip(self.leaves, self.is_tensor)]
+        both = zip(self.leaves, self.is_tensor, strict=True)
+        leaves = [(Offloaded(next(given)) if leaf else next(given)) if is_tensor else leaf for leaf, is_tensor in both]
         return tree_unflatten(leaves, self.spec)
 
 

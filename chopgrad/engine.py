@@ -6,10 +6,8 @@ groups are cut into blocks [a, b). For each block the groups a .. min(b + D, T) 
 gradients are kept for the latents and parameters of groups a .. b - 1 only, and the adjoint is cut at a. All strategies
 are this loop with other settings.
 
-A group is a chain of stages, ``(features, state slice) -> (features, state slice)``: one stage of everything, or,
-walked piece by piece, the decoder's pieces. In the second case the sweep goes over a grid, groups times pieces: the
-graph of one piece exists at a time, and with offloading the slices of the state and of its adjoint visit the device one
-by one.
+A group is a chain of pieces (``chopgrad.forward``), so the sweep goes over a grid, groups times pieces: the graph of
+one piece exists at a time, and with offloading the slices of the state and of its adjoint visit the device one by one.
 """
 
 from __future__ import annotations
@@ -25,19 +23,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from chopgrad.adjoints import FrameAdjoints, computes_in_float16, unscaled
-from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup
-from chopgrad.graph import Graph, Stage, total
+from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece
+from chopgrad.forward import Carry, Forward
+from chopgrad.graph import Graph, total
 from chopgrad.memory import affordable_every
-from chopgrad.offload import Waiting, WaitingRoom, saved_on_host
+from chopgrad.offload import OffloadBuffer, Offloaded, saved_on_host
 from chopgrad.strategies import Plan
 
 See = Callable[[int, Tensor], None]
 """``(group index, its frames)``, called for every group in order as soon as it is decoded."""
 
-Carry = list[Any]
-"""What one group hands to the next: for each stage its slice of the state."""
 Adjoint = list[Any]
-"""For each stage the adjoints of its slice's leaves; None where there is none."""
+"""For each piece the adjoints of its slice's leaves; None where there is none."""
 
 
 @dataclass
@@ -49,7 +46,7 @@ class Kept:
     graphs: dict[int, Graph] = field(default_factory=dict)
     """Of whole groups."""
     inputs: dict[int, list[Features]] = field(default_factory=dict)
-    """What enters each stage of the group that is swept first."""
+    """What enters each piece of the group that is swept first."""
 
     def copy(self) -> Kept:
         return Kept(dict(self.carries), dict(self.graphs), {i: list(x) for i, x in self.inputs.items()})
@@ -96,16 +93,16 @@ class Sweep:
         self.latents, self.latents_need_grad = latents, latents_need_grad
         self.parameters, self.plan, self.first = list(parameters), plan, first
         self.every = plan.every or 1
-        self.room = WaitingRoom(latents.device, plan.offload and plan.recompute)
-        self.saved = WaitingRoom(latents.device, plan.offload and not plan.recompute)
+        self.host = OffloadBuffer(latents.device, plan.offload and plan.recompute)
+        self.saved = OffloadBuffer(latents.device, plan.offload and not plan.recompute)
+        self._forward = Forward(self.decoder, self.groups, latents, plan.pieces, self.host)
+        self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block
         self._starts = sorted({first, *(range(first + (origin - first) % block, count, block) if block else ())})
         self.half = computes_in_float16(latents)
-        self._adjoints = FrameAdjoints(self.room, self.half)
+        self._adjoints = FrameAdjoints(self.host, self.half)
         self._kept, self._block_start = Kept({}), first
         """What ``pull`` starts from."""
-        self._repeats = plan.recompute
-        self._buffers = [(name, x, x._version) for name, x in decoder.vae.named_buffers() if not x.is_inference()]
 
     def decode(self, see: See, keep: bool = False) -> dict[int, Carry]:
         """Decode all groups without graphs, in the memory of one state.
@@ -114,9 +111,9 @@ class Sweep:
             keep: return the carries with which ``gradients`` can begin later: those that the plan keeps where all
                 groups are one block, else the one that enters the first group in reach.
         """
-        self._repeats = self._repeats or keep
-        with self.room:
-            kept = Kept({0: self._initial_carry()})
+        self._forward.repeats |= keep
+        with self.host:
+            kept = Kept({0: self._forward.initial_carry()})
             for i in range(len(self.groups)):
                 keeps = keep and self._keeps(i, kept.carries, self.first, spaced=self.plan.block is None)
                 see(i, self._advance(i, keeps, False, kept))
@@ -130,10 +127,10 @@ class Sweep:
             carries: what ``decode`` returned; what it decoded for good is not decoded again. Read, never written.
         """
         count = len(self.groups)
-        self._kept = kept = Kept(dict(carries) if carries else {0: self._initial_carry()})
+        self._kept = kept = Kept(dict(carries) if carries else {0: self._forward.initial_carry()})
         done = count if carries and self.plan.block is None else min(kept.carries)
         result = self._nothing()
-        with self.room, self.saved:
+        with self.host, self.saved:
             for a, b in self._blocks():
                 self._block_start = a
                 end = min(b + self.plan.distance, count)
@@ -147,7 +144,7 @@ class Sweep:
                         see(i, frames)
                     del frames
                 done = max(done, end)
-                self.room.clear()
+                self.host.clear()
                 if start is not None:
                     self._reverse(a, b, start, kept, self._adjoints, result)
                 for i in range(a, b):
@@ -161,7 +158,7 @@ class Sweep:
 
     def pull(self, i: int, adjoint: Tensor) -> Gradients:
         """The gradients of ``(frames of group i * adjoint).sum()`` alone, while ``see`` is shown group i."""
-        result, alone = self._nothing(), FrameAdjoints(self.room, self.half)
+        result, alone = self._nothing(), FrameAdjoints(self.host, self.half)
         alone.add(i, adjoint)
         self._reverse(self._block_start, i + 1, i, self._kept.copy(), alone, result, retain=True)
         return result
@@ -195,19 +192,19 @@ class Sweep:
     def _advance(self, i: int, keeps: bool, swept: bool, kept: Kept) -> Tensor:
         """Run group i and return its frames.
 
-        What a group that will be ``swept`` without running again needs is left: its graph, or its stages' inputs.
+        What a group that will be ``swept`` without running again needs is left: its graph, or its pieces' inputs.
         """
         carries = kept.carries
         carry_in = carries[i] if keeps else carries.pop(i)
         if swept and self._whole:
-            (stage,) = self._stages()
+            (piece,) = self._forward.pieces
             kept.graphs[i] = graph = self._graph(
-                stage, (self._latent(i),), self.room.get(carry_in[0]), self.latents_need_grad
+                piece, (self._forward.latent(i),), self.host.get(carry_in[0]), self.latents_need_grad
             )
-            frames, carry = graph.outputs[0], [self.room.put(graph.detached_carry())]
+            frames, carry = graph.outputs[0], [self.host.put(graph.detached_carry())]
         else:
             inputs: list[Features] = []
-            frames, carry = self._forward(i, carry_in, inputs if swept else None)
+            frames, carry = self._forward.run(i, carry_in, inputs if swept else None)
             if swept:
                 kept.inputs[i] = inputs
         if i + 1 < len(self.groups):
@@ -229,27 +226,27 @@ class Sweep:
         Args:
             retain: keep all graphs.
         """
-        room, graphs, carries = self.room, kept.graphs, kept.carries
+        host, graphs, carries = self.host, kept.graphs, kept.carries
         scale = adjoints.scale(a, start)
         adjoint: Adjoint | None = None
         for i in range(start, a - 1, -1):
             in_block, cut = i < b, i == a
             carry: Carry = [None] if i in graphs else self._carry(i, carries)
-            inputs = kept.inputs.pop(i, None) or self._stage_inputs(i, carry)
+            inputs = kept.inputs.pop(i, None) or self._forward.inputs(i, carry)
             if self._whole and not cut:
-                room.fetch(carries.get(i - 1))
-            stages = self._stages()
-            before: Adjoint = [[] for _ in stages]
+                host.fetch(carries.get(i - 1))
+            pieces = self._forward.pieces
+            before: Adjoint = [[] for _ in pieces]
             seeds = [adjoints.get(i, scale)]
-            for k in reversed(range(len(stages))):
-                features, state = room.get(inputs.pop()), room.get(carry[k])
-                after = room.get(adjoint[k]) if adjoint else []
+            for k in reversed(range(len(pieces))):
+                features, state = host.get(inputs.pop()), host.get(carry[k])
+                after = host.get(adjoint[k]) if adjoint else []
                 if adjoint:
                     adjoint[k] = []
                 if k:
-                    room.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
+                    host.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
                 tracked = k > 0 or self.latents_need_grad
-                graph = graphs.pop(i, None) or self._graph(stages[k], features, state, tracked)
+                graph = graphs.pop(i, None) or self._graph(pieces[k], features, state, tracked)
                 del features, state
                 again = retain or (not in_block and not self.plan.recompute)
                 if again and not self.plan.recompute:
@@ -266,12 +263,12 @@ class Sweep:
                     result.parameters = total(result.parameters, [unscaled(x, scale) for x in of_parameters])
                     if k == 0:
                         self._record(result, i, unscaled(seeds[0], scale))
-                before[k] = of_state if self._whole else room.put(of_state)
+                before[k] = of_state if self._whole else host.put(of_state)
                 del graph, after, of_state, of_parameters  # before the next graph is built
             adjoint = before
             if in_block:
                 carries.pop(i, None)  # no later block starts before b
-        room.clear()
+        host.clear()
 
     def _record(self, result: Gradients, i: int, of_latent: Tensor | None) -> None:
         if of_latent is not None:
@@ -284,83 +281,17 @@ class Sweep:
         if i not in carries:
             start = max(j for j in carries if j < i)
             for j in range(start, i):
-                _, carries[j + 1] = self._forward(j, carries[j])
+                _, carries[j + 1] = self._forward.run(j, carries[j])
         return carries[i]
 
     def _affordable_every(self, carry: Carry) -> int:
         if self.latents.is_meta:  # memory is being predicted, for another machine
             return 1
-        tensors = [x.host if isinstance(x, Waiting) else x for x in tree_leaves(carry)]
+        tensors = [x.host if isinstance(x, Offloaded) else x for x in tree_leaves(carry)]
         size = sum(x.nbytes for x in tensors if isinstance(x, Tensor))
-        return affordable_every(len(self.groups), size, "cpu" if self.room.enabled else self.latents.device)
+        return affordable_every(len(self.groups), size, "cpu" if self.host.enabled else self.latents.device)
 
-    def _stages(self) -> list[Stage]:
-        """What a group runs: everything at once, or the decoder's pieces."""
-
-        def everything(features: Features, state: Any) -> tuple[Features, Any]:
-            frames, state = self.decoder.step(features[0], state)
-            return (frames,), state
-
-        return [everything] if self._whole else list(self.decoder.pieces())
-
-    def _initial_carry(self) -> Carry:
-        state = self.decoder.initial_state()
-        return self.room.put([state] if self._whole else list(state))
-
-    def _latent(self, i: int) -> Tensor:
-        return self.latents[:, :, self.groups[i].latents]
-
-    def _forward(
-        self, i: int, carry: Carry, inputs: list[Features] | None = None, to_the_end: bool = True
-    ) -> tuple[Tensor, Carry]:
-        """Run group i without graphs: its frames, and the carry that enters the next group.
-
-        Args:
-            inputs: is given the features that enter each stage; of a single stage, its latent. They wait where the
-                state waits.
-            to_the_end: False: stop before the last stage, and pass on no carry.
-        """
-        features: Features = (self._latent(i),)
-        if inputs is not None:
-            inputs.append(features)
-        stages = self._stages()
-        onward = to_the_end and i + 1 < len(self.groups)
-        after: Carry = []
-        with torch.no_grad():
-            for k, stage in enumerate(stages if to_the_end else stages[:-1]):
-                entering, state = features, self.room.get(carry[k])
-                self.room.fetch(carry[k + 1 : k + 2])
-                features, new = stage(entering, state)
-                after.append(self.room.put(new) if onward else None)
-                if inputs is not None and k + 1 < len(stages):
-                    inputs.append(self._waiting(features, dict(zip(map(id, entering), inputs[-1], strict=True))))
-                del entering, state, new
-        self._check_buffers()
-        return features[0], after
-
-    def _stage_inputs(self, i: int, carry: Carry) -> list[Features]:
-        inputs: list[Features] = []
-        self._forward(i, carry, inputs, to_the_end=False)
-        return inputs
-
-    def _waiting(self, features: Features, waiting: dict[int, Any]) -> Features:
-        """Features on their way to where they wait; a stage may have passed on some that wait already."""
-        new = [x for x in features if id(x) not in waiting]
-        waiting |= dict(zip(map(id, new), self.room.put(new), strict=True))
-        return tuple(waiting[id(x)] for x in features)
-
-    def _graph(self, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
+    def _graph(self, piece: Piece, features: Features, carry: Any, tracked: bool) -> Graph:
         on_host = saved_on_host(self.saved, self.decoder.parameters()) if self.saved.enabled else nullcontext()
         with on_host:
-            return Graph.of(stage, features, carry, tracked)
-
-    def _check_buffers(self) -> None:
-        if not self._repeats:
-            return
-        changed = next((name for name, x, version in self._buffers if x._version != version), None)
-        if changed is not None:
-            raise RuntimeError(
-                f"The decoder's buffer '{changed}' changes whenever it decodes (spectral norm in training mode?), "
-                "so that a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, "
-                "chopgrad.decode(..., Full())."
-            )
+            return Graph.of(piece, features, carry, tracked)

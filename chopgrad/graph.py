@@ -1,8 +1,8 @@
-"""One stage of a group between detached leaves: its graph, and its vector-Jacobian product."""
+"""One piece of a group between detached leaves: its graph, and its vector-Jacobian product."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +12,14 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from chopgrad.decoders.base import Features
-
-Stage = Callable[[Features, Any], tuple[Features, Any]]
-"""``(features, slice of the state) -> (features, slice for the next group)``: a piece of the decoder, or all of it."""
+from chopgrad.decoders.base import Features, Piece
 
 Adjoints = Sequence[Tensor | None]
 
 
 @dataclass
 class Graph:
-    """The graph of one stage, from the leaves ``features`` and ``carry_in`` to ``outputs`` and ``carry_out``."""
+    """The graph of one piece, from the leaves ``features`` and ``carry_in`` to ``outputs`` and ``carry_out``."""
 
     features: list[Tensor]
     carry_in: list[Any]
@@ -31,8 +28,8 @@ class Graph:
     spec: TreeSpec
 
     @classmethod
-    def of(cls, stage: Stage, features: Features, carry: Any, tracked: bool) -> Graph:
-        """Run a stage.
+    def of(cls, piece: Piece, features: Features, carry: Any, tracked: bool) -> Graph:
+        """Run a piece.
 
         Args:
             tracked: whether the gradient of the features is wanted.
@@ -41,7 +38,7 @@ class Graph:
         carry_in = [_leaf(x) for x in leaves]
         inputs = [_leaf(x) if tracked else x.detach() for x in features]
         with torch.enable_grad():
-            outputs, after = stage(tuple(inputs), tree_unflatten(carry_in, spec))
+            outputs, after = piece(tuple(inputs), tree_unflatten(carry_in, spec))
         carry_out, spec = tree_flatten(after)
         return cls(inputs, carry_in, outputs, carry_out, spec)
 
@@ -59,11 +56,11 @@ class Graph:
         carry: bool,
         retain: bool,
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
-        """Adjoints of what leaves the stage -> those of its features, of parameters and of the carry that enters.
+        """Adjoints of what leaves the piece -> those of its features, of parameters and of the carry that enters.
 
         Args:
             features, carry: whether these are wanted; if not, theirs are None and an empty list.
-            parameters: those whose gradient is wanted; None for one that the stage does not use.
+            parameters: those whose gradient is wanted; None for one that the piece does not use.
             retain: keep the graph for another call.
         """
         outputs, adjoints = [], []

@@ -1,4 +1,4 @@
-"""Host memory as the waiting room of states, adjoints and features: copies that hide behind the computation.
+"""States, adjoints and features wait in host memory: copies that hide behind the computation.
 
 On CUDA every copy runs on a side stream between pinned memory and the device. What leaves the device is held there
 until the next departure, so that its memory is given back in the order of the computation and the peak does not depend
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 
-class Waiting:
+class Offloaded:
     """A tensor in host memory, and its copy on the device while it leaves or once it is on its way back."""
 
     __slots__ = ("arrived", "host", "in_use", "on_device")
@@ -30,7 +30,7 @@ class Waiting:
         """The device copy handed out last: while somebody holds it, it need not be fetched again."""
 
 
-class WaitingRoom:
+class OffloadBuffer:
     """Moves the tensors of a pytree to host memory and back.
 
     On a CPU there is nowhere to go: trees are handed back as they are. Use it in a ``with`` block: at its end, also
@@ -45,9 +45,9 @@ class WaitingRoom:
         self.device = device
         self.enabled = enabled and device.type != "cpu"
         self._stream = torch.cuda.Stream(device) if self.enabled and device.type == "cuda" else None
-        self._leaving: list[Waiting] = []
+        self._leaving: list[Offloaded] = []
 
-    def __enter__(self) -> WaitingRoom:
+    def __enter__(self) -> OffloadBuffer:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -64,59 +64,59 @@ class WaitingRoom:
 
     def fetch(self, tree: Any) -> Any:
         """Start the way back to the device, ahead of a ``get`` of the same tree."""
-        return tree_map_only(Waiting, self._fetch, tree) if self.enabled else tree
+        return tree_map_only(Offloaded, self._fetch, tree) if self.enabled else tree
 
     def get(self, tree: Any) -> Any:
         """The tree on the device, for the work that is enqueued from now on."""
-        return tree_map_only(Waiting, self._get, tree) if self.enabled else tree
+        return tree_map_only(Offloaded, self._get, tree) if self.enabled else tree
 
     def clear(self) -> None:
         """Let go of the device copies that have left."""
-        for waiting in self._leaving:
-            self._await(waiting)
-            waiting.on_device = None
+        for offloaded in self._leaving:
+            self._await(offloaded)
+            offloaded.on_device = None
         self._leaving.clear()
 
-    def _put(self, x: Tensor) -> Waiting:
-        waiting = Waiting(_host_buffer(x))
-        waiting.on_device = x
-        self._copy(waiting, to=waiting.host, source=x)
-        self._leaving.append(waiting)
-        return waiting
+    def _put(self, x: Tensor) -> Offloaded:
+        offloaded = Offloaded(_host_buffer(x))
+        offloaded.on_device = x
+        self._copy(offloaded, to=offloaded.host, source=x)
+        self._leaving.append(offloaded)
+        return offloaded
 
-    def _fetch(self, waiting: Waiting) -> Waiting:
-        if waiting.on_device is None and waiting.in_use is not None:
-            waiting.on_device = waiting.in_use()
-        if waiting.on_device is None:
+    def _fetch(self, offloaded: Offloaded) -> Offloaded:
+        if offloaded.on_device is None and offloaded.in_use is not None:
+            offloaded.on_device = offloaded.in_use()
+        if offloaded.on_device is None:
             # Memory of the computing stream: it is free for reuse in the order of the computation.
-            waiting.on_device = torch.empty_like(waiting.host, device=self.device)
-            self._copy(waiting, to=waiting.on_device, source=waiting.host)
-        return waiting
+            offloaded.on_device = torch.empty_like(offloaded.host, device=self.device)
+            self._copy(offloaded, to=offloaded.on_device, source=offloaded.host)
+        return offloaded
 
-    def _get(self, waiting: Waiting) -> Tensor:
-        if any(waiting is x for x in self._leaving):
-            assert waiting.on_device is not None
-            return waiting.on_device  # reading what leaves needs no waiting
-        self._fetch(waiting)
-        self._await(waiting)
-        x, waiting.on_device = waiting.on_device, None
+    def _get(self, offloaded: Offloaded) -> Tensor:
+        if any(offloaded is x for x in self._leaving):
+            assert offloaded.on_device is not None
+            return offloaded.on_device  # reading what leaves needs no waiting
+        self._fetch(offloaded)
+        self._await(offloaded)
+        x, offloaded.on_device = offloaded.on_device, None
         assert x is not None
-        waiting.in_use = weakref.ref(x)
+        offloaded.in_use = weakref.ref(x)
         return x
 
-    def _copy(self, waiting: Waiting, to: Tensor, source: Tensor) -> None:
+    def _copy(self, offloaded: Offloaded, to: Tensor, source: Tensor) -> None:
         if self._stream is None:
             to.copy_(source)
             return
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             to.copy_(source, non_blocking=True)
-            waiting.arrived = self._stream.record_event()
+            offloaded.arrived = self._stream.record_event()
 
-    def _await(self, waiting: Waiting) -> None:
-        if waiting.arrived is not None:
-            torch.cuda.current_stream(self.device).wait_event(waiting.arrived)
-            waiting.arrived = None
+    def _await(self, offloaded: Offloaded) -> None:
+        if offloaded.arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(offloaded.arrived)
+            offloaded.arrived = None
 
 
 def _host_buffer(like: Tensor) -> Tensor:
@@ -132,14 +132,14 @@ def _host_buffer(like: Tensor) -> Tensor:
     return torch.empty_like(like, device="cpu")
 
 
-def saved_on_host(room: WaitingRoom, weights: Iterable[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
+def saved_on_host(buffer: OffloadBuffer, weights: Iterable[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
     """Let the activations that a graph saves wait on the host; ``weights`` stay where they are."""
     stay = {_storage(p) for p in weights}
 
     def pack(x: Tensor) -> Any:
-        return x if _storage(x) in stay else room.put(x)
+        return x if _storage(x) in stay else buffer.put(x)
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, room.get)
+    return torch.autograd.graph.saved_tensors_hooks(pack, buffer.get)
 
 
 def _storage(x: Tensor) -> int:

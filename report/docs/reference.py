@@ -48,7 +48,9 @@ def page() -> str:
 
 
 def _module(thing: Any) -> str:
-    return "chopgrad" if thing.__name__ in chopgrad.__all__ else thing.__module__
+    """Where users import it from."""
+    packages = (package for package in (chopgrad, planner) if thing.__name__ in package.__all__)
+    return next((package.__name__ for package in packages), thing.__module__)
 
 
 def _methods(thing: Any) -> list[tuple[str, Any]]:

@@ -1,42 +1,42 @@
-"""The waiting room: values survive the way to the host and back, and the device copies are let go in time."""
+"""The offload buffer: values survive the way to the host and back, and the device copies are let go in time."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from chopgrad import Chop, Exact, engine
-from chopgrad.offload import Waiting, WaitingRoom
+from chopgrad.offload import OffloadBuffer, Offloaded
 from tests.chopgrad.test_gradient import case, compare
 from tests.models import VAES
 
 
-class RoomOnAnyDevice(WaitingRoom):
-    """Really copies on a CPU too, where the ordinary room hands tensors back as they are."""
+class BufferOnAnyDevice(OffloadBuffer):
+    """Really copies on a CPU too, where the ordinary buffer hands tensors back as they are."""
 
     def __init__(self, device, enabled):
         super().__init__(device, enabled)
         self.enabled = enabled
 
 
-def room():
-    return RoomOnAnyDevice(torch.device("cpu"), True)
+def buffer():
+    return BufferOnAnyDevice(torch.device("cpu"), True)
 
 
 def test_on_a_cpu_nothing_moves():
     x = torch.ones(3)
-    ordinary = WaitingRoom(torch.device("cpu"), True)
+    ordinary = OffloadBuffer(torch.device("cpu"), True)
     assert ordinary.put(x) is x
     assert ordinary.get(x) is x
 
 
 def test_a_tree_comes_back_as_it_was():
     tree = ("Rep", None, [torch.randn(2, 3), torch.randn(4).to(torch.bfloat16)])
-    r = room()
-    waiting = r.put(tree)
-    assert waiting[:2] == ("Rep", None)
-    assert all(isinstance(x, Waiting) for x in waiting[2])
-    r.clear()
-    back = r.get(r.fetch(waiting))
+    b = buffer()
+    offloaded = b.put(tree)
+    assert offloaded[:2] == ("Rep", None)
+    assert all(isinstance(x, Offloaded) for x in offloaded[2])
+    b.clear()
+    back = b.get(b.fetch(offloaded))
     for a, b in zip(back[2], tree[2], strict=True):
         assert torch.equal(a, b)
         assert a.dtype == b.dtype
@@ -44,24 +44,24 @@ def test_a_tree_comes_back_as_it_was():
 
 
 def test_what_leaves_is_found_on_the_device_until_the_next_departure():
-    r, x, y = room(), torch.randn(3), torch.randn(3)
-    waiting = r.put(x)
-    assert r.get(waiting) is x
-    r.put(y)
-    assert waiting.on_device is None
-    assert torch.equal(r.get(waiting), x)
-    assert waiting.on_device is None  # handed over, not kept
+    b, x, y = buffer(), torch.randn(3), torch.randn(3)
+    offloaded = b.put(x)
+    assert b.get(offloaded) is x
+    b.put(y)
+    assert offloaded.on_device is None
+    assert torch.equal(b.get(offloaded), x)
+    assert offloaded.on_device is None  # handed over, not kept
 
 
 def test_views_travel_without_the_rest_of_their_storage():
     whole = torch.randn(4, 1000)
-    waiting = room().put(whole[:, :2])
-    assert waiting.host.untyped_storage().nbytes() == 8 * 4
+    offloaded = buffer().put(whole[:, :2])
+    assert offloaded.host.untyped_storage().nbytes() == 8 * 4
 
 
 @pytest.mark.parametrize("name", VAES)
 def test_every_offloading_strategy_against_brute_force(name, monkeypatch):
-    monkeypatch.setattr(engine, "WaitingRoom", RoomOnAnyDevice)
+    monkeypatch.setattr(engine, "OffloadBuffer", BufferOnAnyDevice)
     vae, z, target = case(name, 5)
     strategies = [Exact(offload=True, every=k, pieces=p) for k in (None, 1, 2, 3) for p in (False, True)]
     strategies += [Chop(d, block=w, offload=True) for d in (0, 2) for w in (1, 2)]

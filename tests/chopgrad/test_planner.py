@@ -10,10 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import chopgrad
-from chopgrad import Chop, Exact, Full, planner
+from chopgrad import Chop, Exact, Full
 from chopgrad.__main__ import main
 from chopgrad.memory import PeakMemory
-from chopgrad.planner import Prediction, default_strategies, plan, recommend, relative_compute
+from chopgrad.planner import ARCHITECTURES, Prediction, default_strategies, peaks, plan, recommend, relative_compute
+from chopgrad.planner import prediction as prediction_module
+from chopgrad.planner.loss_shapes import loss_shapes
 from tests.models import VAES, build
 
 ON_DEVICE = [Full(), Exact(), Exact(pieces=True), Chop(2), Chop(1, block=2), Chop(1, block=2, recompute=True)]
@@ -38,7 +40,7 @@ def measured(name, latent_frames, strategy, *, loss, frames_loss, trainable):
     z = torch.zeros(1, 4, latent_frames, 2, 2, requires_grad=True)
     with torch.no_grad():
         shape = decoder.decode(z).shape
-    loss_fn = planner._loss(loss, tuple(shape[3:]), torch.float32)
+    loss_fn = loss_shapes(loss, tuple(shape[3:]), torch.float32)
     sources = [z, *(p for p in decoder.parameters() if p.requires_grad)]
     with PeakMemory() as memory, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*get gradients beside the latents")
@@ -100,7 +102,7 @@ def test_working_operators_out_once_changes_no_byte(folders, name, trainable, mo
     """The planner's own tensors against PyTorch's fake ones, which work out every operator."""
     settings = {"trainable_decoder": trainable, "strategies": EVERY_KIND}
     found = bytes_of(folders, name, 4, **settings)
-    monkeypatch.setattr(planner, "ShapesOnly", FakeTensorMode)
+    monkeypatch.setattr(prediction_module, "ShapesOnly", FakeTensorMode)
     assert bytes_of(folders, name, 4, **settings) == found
 
 
@@ -112,7 +114,7 @@ def test_a_few_groups_tell_what_all_groups_take(folders, name, count, loss, fram
     strategies = EVERY_KIND if loss == "mse" else EVERY_KIND[1::2]
     settings = {"strategies": strategies, "checkpoint": None, "loss": loss, "frames_loss": frames_loss}
     found = bytes_of(folders, name, count, **settings)
-    monkeypatch.setattr(planner._Setting, "peaks", lambda self, *args: planner._highest(self._run(*args)))
+    monkeypatch.setattr(peaks.Setting, "peaks", lambda self, *args: peaks._highest(self._run(*args)))
     for key, (device, host) in bytes_of(folders, name, count, **settings).items():
         rebuilds = key[0] == Exact(offload=True, pieces=True, every=3)  # what it keeps is counted, not followed
         assert found[key][0] == pytest.approx(device, rel=0.01 if rebuilds else 2e-4), key
@@ -296,7 +298,7 @@ def test_a_whole_video_takes_its_frames_more(folders):
 
 def test_named_architectures_are_built():
     """In every supported version of diffusers."""
-    for name in planner.ARCHITECTURES:
+    for name in ARCHITECTURES:
         (row,) = plan(name, 9, 64, 64, strategies=[Chop(0)])
         assert row.device_bytes > 2**20
 
