@@ -24,7 +24,8 @@ from analysis.training import figure as training_bias_figure
 from bench.page.figure import curves
 from bench.page.frontier import frontier
 from bench.page.results import Results
-from bench.selection import Selection, cases
+from bench.page.tables import BENCHMARKS
+from bench.selection import cases
 from bench.tasks import tables as end_tasks
 from bench.tasks.comparison import results_of
 from suite.command_line import run_main
@@ -33,8 +34,6 @@ from suite.vaes import EMBEDDED
 
 Drawing = Callable[[Path], object]
 """Writes a PNG to the path that it is given."""
-BENCHMARKS = {"bench-cpu": Selection(), "bench-full-cuda": Selection(full=True, device="cuda")}
-"""The names under which ``python -m bench`` writes its tables and figures."""
 
 
 @dataclass

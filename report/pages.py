@@ -12,11 +12,11 @@ from pathlib import Path
 
 from analysis import lost_psnr, predicted_memory, theory_page
 from bench.page.results import Results
+from bench.page.tables import BENCHMARKS
 from bench.page.tables import report as bench_report
 from bench.selection import cases
 from bench.tasks import tables as end_tasks
 from bench.tasks.comparison import results_of
-from report.figures import BENCHMARKS
 from suite.command_line import run_main
 from suite.records import ROOT, read_records
 

@@ -1,4 +1,4 @@
-"""The tables of the benchmark, from its records only."""
+"""The page of the benchmark, from its records only: what each strategy costs, then all that was measured."""
 
 from __future__ import annotations
 
@@ -8,38 +8,61 @@ from pathlib import Path
 
 from bench.baselines import Baseline
 from bench.cases import EMBEDDED, Case, label, refusals, uses_host
+from bench.page.costs import costs, kind
 from bench.page.results import Results, as_bytes, frames_of, groups_of_videos, methods_of
+from bench.page.scaling import CONSTANT, STRAIGHT, claims
 from bench.page.targets import targets
+from bench.selection import Selection
 from chopgrad import Sampled
 from suite.records import Record
 from suite.tables import markdown_table
 
+BENCHMARKS = {"bench-cpu": Selection(), "bench-full-cuda": Selection(full=True, device="cuda")}
+"""The pages that ``python -m bench`` writes by default, by name."""
 EXPLANATION = """\
 Peak: device memory that the loss and its backward pass add to weights, latents and target. *p*: not measured but
-predicted by the planner; every other number is measured. Time: ratio to full back-propagation timed
-right before (mean and 95 % bootstrap interval over rounds; to the strategy named where full back-propagation does not
-fit). Error: relative error of the gradient at the latents against full back-propagation, on crops of a held-out clip
-(mean and 95 % interval); of an estimate, whose gradient is random, that of one call (root mean square over all draws).
-p/m: predicted over measured peak, over all lengths.
+predicted by the planner; every other number is measured. p/m: predicted over measured peak, over all lengths.
+Time: ratio to full back-propagation timed right before (mean and 95 % bootstrap interval over rounds). Where that does
+not fit, it is the ratio to the strategy that is named.
+Error: relative error of the gradient at the latents against full back-propagation, on crops of a held-out clip (mean
+and 95 % interval). Of an estimate, whose gradient is random, that of one call (root mean square over all draws).
 """
+SCALING = "Do memory and time scale as the paper says?"
+"""Heading of what Fig. 6 of the paper says."""
+JUDGED_BY = f"""\
+Fig. 6 of arXiv 2603.17812, for `Chop(D)` at distances that are shorter than the video. *Linear*: R^2 of a line is at
+least {STRAIGHT}; *does not depend*: the longest video takes at most {CONSTANT} times the peak of the shortest."""
+OWN_TARGETS = """\
+What this project set itself to reach, beyond what the paper says. *NOT reached* is no fault of a measurement: the
+numbers say by how much, and the last column where they come from."""
 
 
 def report(folder: Path, cases: Sequence[Case], name: str) -> str:
-    """Markdown: where it was measured, targets, one table per VAE, size and loss, and how good the predictions are."""
+    """Markdown: where it was measured, what each strategy costs, figures, one table per VAE, size and loss, how good
+    the predictions are, and the targets.
+    """
     results = Results(folder, cases)
     if not results.records:
         return "No case was measured.\n"
     lines = ["# Peak memory, time and gradient error of gradient strategies", ""]
-    lines += [_made_by(list(results.records.values())), "", EXPLANATION.rstrip()]
+    lines += [_made_by(list(results.records.values())), ""]
+    if overview := costs(results):
+        lines += ["## What each strategy costs", "", *overview, ""]
+    lines += [f"![Curves]({name}.png)", "", f"![Frontier]({name}-frontier.png)", ""]
+    if scaling := [c for found in claims(results).values() for c in found]:
+        rows = [[c.statement, f"**{c.verdict}**", c.evidence] for c in scaling]
+        lines += [f"## {SCALING}", "", JUDGED_BY, ""]
+        lines += [markdown_table(["statement", "verdict", "numbers"], rows), ""]
+    lines += ["## All measurements", "", EXPLANATION.rstrip()]
     if any(uses_host(c.strategy) and c.device == "cpu" for c in cases):
         lines += [
             "On a CPU there is nowhere to offload to: memory of what does is predicted, its time is not measured."
         ]
-    lines += ["", f"![Curves]({name}.png)", "", f"![Frontier]({name}-frontier.png)"]
-    lines += ["", "## Targets", "", markdown_table(["target", "verdict", "numbers", "from"], targets(results))]
-    lines += ["", _accuracy(results), *_noise(results)]
     for video in groups_of_videos(cases):
         lines += ["", *_section(results, video)]
+    lines += ["", "## How good the predictions are, and the clock", "", _accuracy(results), *_noise(results)]
+    lines += ["", "## Targets of this project", "", OWN_TARGETS, ""]
+    lines += [markdown_table(["target", "verdict", "numbers", "from"], targets(results))]
     return "\n".join(lines) + "\n"
 
 
@@ -86,12 +109,11 @@ def _noise(results: Results) -> list[str]:
 def _section(results: Results, video: Case) -> list[str]:
     frames = frames_of(results.cases, video)
     known = {c.name for c in results.cases}
-    lines = [f"## {video.vae}, {video.height}x{video.width}, {video.loss.upper()}, {video.dtype}", ""]
+    lines = [f"### {video.vae}, {video.height}x{video.width}, {video.loss.upper()}, {video.dtype}", ""]
     columns: dict[str, list[str]] = {"strategy": []}
     for method in methods_of(results.cases, video):
         at = [replace(video, frames=n, strategy=method) for n in frames]
-        kind = " (baseline)" if isinstance(method, Baseline) else " (estimate)" if isinstance(method, Sampled) else ""
-        columns["strategy"].append(label(method) + kind)
+        columns["strategy"].append(label(method) + kind(method))
         for n, case in zip(frames, at, strict=True):
             columns.setdefault(f"{n} frames, peak", []).append(_peak(results, case) if case.name in known else "")
         for n, case in zip(frames, at, strict=True):
@@ -147,9 +169,9 @@ def _spread(results: Results, case: Case) -> str | None:
     return (
         f"{label(case.strategy)} is an estimate, unbiased for {label(case.strategy.strategy)}. With g the gradient of "
         f"full back-propagation and b its own, the relative error of its mean, |E b - g| / |g|, is {mean:.3f} and its "
-        f"relative variance, E|b - E b|^2 / |g|^2, {variance:.3f}, both exact over all draws; the error in the table "
-        "is the root of the former squared plus the latter. Its peak is that of the draw that needs most; every timed "
-        "call draws anew."
+        f"relative variance, E|b - E b|^2 / |g|^2, {variance:.3f} (both exact over all draws). The error in the table "
+        "is the root of the former squared plus the latter. Its peak is that of the draw that needs most, and every "
+        "timed call draws anew."
     )
 
 
