@@ -1,17 +1,22 @@
-"""The theory's claims in one table: ``python analysis/theory_page.py`` writes ``results/theory.md``.
+"""The theory on one page: ``python analysis/theory_page.py`` writes ``results/theory.md``.
 
-Every row comes from the ``claims`` of a record in ``results/theory/`` (see ``suite.claims``); nothing is typed by hand.
+First the paper's claims in a dozen rows, then every claim of the records in ``results/theory/`` (see ``suite.claims``)
+by the question that it answers. No verdict and no number is typed by hand.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from analysis.theory.elsewhere import from_elsewhere
+from analysis.theory.questions import QUESTIONS, REST, Question, anchor, question_of, question_of_figure
+from analysis.theory.summary import HEADER as OF_SUMMARY
+from analysis.theory.summary import Trial, summary
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
 from suite.records import ROOT, Record, read_records
@@ -20,9 +25,17 @@ HEADER = ("#", "statement", "case", "in the paper", "verdict", "numbers", "exper
 PLURAL: dict[Verdict, str] = {
     "holds": "hold", "holds with correction": "hold with correction", "fails": "fail", "undecided": "are undecided"
 }  # fmt: skip
+INTRODUCTION = """\
+What became of the claims of [arXiv 2603.17812](https://arxiv.org/abs/2603.17812), on two small decoders that were
+trained for this project, on toys and on a small backbone. `analysis/theory_page.py` writes it from the records only."""
+READING = """\
+An empty cell: the claim is not about that, or was not tried there. A count: verdicts differ from case to case; numbers
+go from the least to the largest of the cases. Where a claim *holds with correction*, its statement names it.
+Below, each statement has a row for every decoder, toy or case that it was tried on. Numbers there are means with 95 %
+bootstrap intervals (clips as clusters) unless they say otherwise; an empty *in the paper* marks a statement of ours."""
 SYMBOLS = """\
-- I(i, j): influence of latent group j on frame group i, a norm of the Jacobian of one by the other: the operator norm
-  where errors are bounded (`error_bound.py`), the Frobenius norm where its decay is followed
+- I(i, j): influence of latent group j on frame group i, a norm of the Jacobian of one by the other. It is the operator
+  norm where errors are bounded (`error_bound.py`) and the Frobenius norm where decay is followed
   (`temporal_locality.py`), so their alphas differ. D = i - j: distance in frame groups, and the distance of a
   truncation. W: groups in a block.
 - C, alpha: of the bound I(i, j) <= C exp(-alpha D). G: largest norm of a group's loss gradient. eps: tolerance.
@@ -70,33 +83,21 @@ def report(folder: Path) -> str:
         ValueError: no record in the folder makes a claim.
     """
     records = list(read_records(folder))
-    rows = list(claims_of(records))
-    if not rows:
+    found = list(claims_of(records))
+    if not found:
         raise ValueError(f"No record in '{folder.name}' makes a claim: run 'python -m analysis --full' first.")
-    counts = Counter(claim.verdict for claim, _ in rows)
-    lines = [
-        "# The theory, put to the test",
-        "",
-        "Statements of Sec. 3.2 and 3.3 of [arXiv 2603.17812](https://arxiv.org/abs/2603.17812), and our own, as",
-        "experiments that could fail. Numbers are means with 95 % bootstrap intervals (clips as clusters) unless they",
-        "say otherwise. Where a verdict is *holds with correction*, the statement names the correction. This page is",
-        f"written by `analysis/theory_page.py` from the records in `{folder.name}/`.",
-        "",
-        f"Of {len(rows)} rows "
-        + ", ".join(f"{counts[v]} {PLURAL[v]}" for v in get_args(Verdict) if counts[v])
-        + "; a statement has a row for each decoder, toy or case that it was tried on.",
-        "",
-        SYMBOLS,
-        _row(HEADER),
-        _row(["---"] * len(HEADER)),
-    ]
-    for k, (claim, record) in enumerate(rows, 1):
-        source = "" if claim.source == "ours" else claim.source
-        cells = [k, claim.statement, _case(record), source, f"**{claim.verdict}**", claim.evidence]
-        lines.append(_row([*cells, _experiment(record, folder)]))
-    lines += ["", "An empty cell under *in the paper* marks a statement of ours.", ""]
-    for picture in sorted(folder.glob("*.png")):
-        lines += [f"![{picture.stem.replace('_', ' ')}]({folder.name}/{picture.name})", ""]
+    lines = ["# The theory, put to the test", "", INTRODUCTION, "", _row(OF_SUMMARY), _row(["---"] * len(OF_SUMMARY))]
+    lines += [_row(row) for row in summary([*_trials(found), *from_elsewhere(folder.parent)])]
+    counts = Counter(claim.verdict for claim, _ in found)
+    listed = ", ".join(f"{counts[v]} {PLURAL[v]}" for v in get_args(Verdict) if counts[v])
+    lines += ["", READING, f"Of {len(found)} rows {listed}.", "", "## Symbols", "", SYMBOLS]
+    pictures, number = sorted(folder.glob("*.png")), 0
+    for question in (*QUESTIONS, REST):
+        mine = [(claim, record) for claim, record in found if question_of(claim.statement) == question]
+        shown = [p for p in pictures if question_of_figure(p.stem) == question]
+        if mine or shown:
+            lines += _section(question, mine, shown, folder, number)
+            number += len(mine)
     lines += ["## How each record was made", "", _row(["record", "command", "commit", "date"]), _row(["---"] * 4)]
     for record in records:
         made = record.provenance
@@ -111,6 +112,30 @@ def write_report(folder: Path) -> Path:
     path = folder.with_suffix(".md")
     path.write_text(report(folder))
     return path
+
+
+def _trials(found: Sequence[tuple[Claim, Record]]) -> Iterator[Trial]:
+    for claim, record in found:
+        vae, heading = record.settings.get("vae", ""), question_of(claim.statement).heading
+        yield Trial(claim, vae if isinstance(vae, str) else "", f"[{heading}](#{anchor(heading)})")
+
+
+def _section(
+    question: Question, found: Sequence[tuple[Claim, Record]], pictures: Sequence[Path], folder: Path, before: int
+) -> list[str]:
+    """One question: figures, then a row a claim, numbered from ``before`` on."""
+    lines = [f"## {question.heading}", ""]
+    for picture in pictures:
+        lines += [f"![{picture.stem.replace('_', ' ')}]({folder.name}/{picture.name})", ""]
+    if not found:
+        return lines
+    lines += [_row(HEADER), _row(["---"] * len(HEADER))]
+    # Statements in the question's order; claims of one statement stay in theirs (the sort is stable).
+    for k, (claim, record) in enumerate(sorted(found, key=lambda pair: question.place(pair[0].statement) or 0), 1):
+        source = "" if claim.source == "ours" else claim.source
+        cells = [before + k, claim.statement, _case(record), source, f"**{claim.verdict}**", claim.evidence]
+        lines.append(_row([*cells, _experiment(record, folder)]))
+    return [*lines, ""]
 
 
 def _case(record: Record) -> str:

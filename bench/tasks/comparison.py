@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.tasks.training.arms import ARMS
 from suite.bootstrap import mean_interval
-from suite.claims import Verdict
+from suite.claims import Claim, Verdict
 from suite.metrics import METRICS
 from suite.records import Record, read_records
 
@@ -30,6 +30,9 @@ NAMES = {
     "warping-error": "warping error",
 }
 """Of the metrics, as people write them."""
+KEPT = 0.9
+"""Share of the exact gradient's gain that is all but everything; as in ``analysis/training_bias.py``."""
+LITTLE = f"The truncation distance matters little: D = 1 keeps at least {100 * KEPT:.0f} % of the exact gradient's gain"
 MIB = 2**20
 
 
@@ -155,3 +158,35 @@ def shares_of_the_gain(results: TaskResults) -> dict[str, tuple[float, float]]:
             if exact and cut:
                 shares.setdefault(arm, []).append(100 * cut[0] / exact[0])
     return {arm: (min(found), max(found)) for arm, found in shares.items()}
+
+
+def claims(results: TaskResults) -> list[Claim]:
+    """The paper's two statements on the end tasks, metric by metric; none where an arm was not trained."""
+    found = []
+    source = TABLES[results.task].partition(":")[0]
+    for metric in METRICS:
+        where, gain = f"in {NAMES[metric]} ({results.task})", results.difference("exact", metric)
+        if gain is None:
+            continue
+        wins = pixels_win(results, "exact", metric)
+        statement = f"A loss on pixels through the decoder beats latent-only training {where}."
+        found.append(Claim(statement, source, wins, f"exact minus latent-only {_short(gain)}"))
+        ours = results.difference("chop-1", metric)
+        if ours and wins == "holds" and "chop-1" not in same_as_exact(results):
+            beyond = _beyond(results, "chop-1", metric)
+            verdict: Verdict = "undecided" if beyond is None else "holds" if beyond else "fails"
+            evidence = f"D = 1 keeps {100 * ours[0] / gain[0]:.0f} %"
+            found.append(Claim(f"{LITTLE} {where}.", source, verdict, evidence))
+    return found
+
+
+def _beyond(results: TaskResults, arm: str, metric: str) -> bool | None:
+    """Whether an arm keeps over ``KEPT`` of the exact gradient's gain over latent-only, paired; None: undecided."""
+    ours, exact, latent = (results.scores(a, metric) for a in (arm, "exact", "latent"))
+    common = sorted(set(ours) & set(exact) & set(latent))
+    left = [ours[k] - latent[k] - KEPT * (exact[k] - latent[k]) for k in common]
+    return better(metric, mean_interval(left, clusters=[seed for seed, _ in common]))
+
+
+def _short(triple: Sequence[float]) -> str:
+    return "{:.2g} [{:.2g}, {:.2g}]".format(*triple)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
 from torch import Tensor
 
 from bench.tasks.comparison import (
+    LITTLE,
     NAMES,
     TABLES,
     TaskResults,
     better,
+    claims,
     distance_matters,
     pixels_win,
     same_as_exact,
@@ -22,6 +25,7 @@ from bench.tasks.comparison import (
 )
 from bench.tasks.pictures import side_by_side
 from bench.tasks.training.arms import ARMS, MEANING
+from suite.claims import Verdict
 from suite.metrics import METRICS
 from suite.tables import markdown_table, with_interval
 
@@ -112,6 +116,10 @@ def verdicts(results: TaskResults) -> list[str]:
         if kept:
             listed = ", ".join(kept)
             lines.append(f"Share of the exact gradient's gain that is kept, over the metrics that it wins: {listed}.")
+        if whole := [c for c in claims(results) if c.statement.startswith(LITTLE)]:
+            counts = Counter(c.verdict for c in whole)
+            listed = ", ".join(f"{word} in {counts[word]}" for word in get_args(Verdict) if counts[word])
+            lines.append(f"*{LITTLE}*: {listed} of the {len(whole)} metrics that it wins.")
     return lines
 
 
@@ -129,8 +137,8 @@ def overview(all_results: Sequence[TaskResults], command: str) -> str:
             rows.append([*cells, "n/a" if time is None else f"{time[0]:.2f}", _number(results.peak_mib(arm), 0)])
     header = ["task", "arm", "PSNR dB, minus latent", "LPIPS (VGG), minus latent", "DISTS, minus latent",
               "time / exact", "peak MiB"]  # fmt: skip
-    lines = ["# End tasks (paper: Sec. 4, Tables 1 to 4)", "", f"Command: `{command}`", "", EXPLANATION.rstrip(), ""]
-    lines += [markdown_table(header, rows), ""]
+    lines = ["# End tasks (paper: Sec. 4, Tables 1 to 4)", "", f"Command: `{command}`", ""]
+    lines += [markdown_table(header, rows), "", EXPLANATION.rstrip(), ""]
     for results in all_results:
         lines += [f"## [{TABLES[results.task]}]({results.task}.md)", "", *(f"- {x}" for x in verdicts(results)), ""]
     return "\n".join(lines).rstrip() + "\n"

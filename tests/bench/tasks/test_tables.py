@@ -12,7 +12,7 @@ import torch
 
 import bench.tasks.protocol as protocol_module
 from bench.tasks.__main__ import cli
-from bench.tasks.comparison import TaskResults, better, distance_matters, pixels_win, results_of
+from bench.tasks.comparison import LITTLE, TaskResults, better, claims, distance_matters, pixels_win, results_of
 from bench.tasks.protocol import COMPARED, SMALL_ARMS, TASK_NAMES, Protocol, code_fingerprint, run
 from bench.tasks.publish import publish
 from bench.tasks.tables import overview, table, verdicts
@@ -88,9 +88,35 @@ def test_verdicts_follow_the_direction_of_the_metric(results):
     lines = verdicts(results)
     assert "better: PSNR." in lines[0]
     assert "worse: LPIPS (VGG)." in lines[1]
-    assert "of a truncated arm with the exact gradient, 1 are worse and 0 better" in lines[-3]
-    assert lines[-2].endswith("are not counted: ChopGrad D = 4.")
-    assert lines[-1].endswith("ChopGrad D = 0 50 to 50 %, ChopGrad D = 1 100 to 100 %.")
+    assert "of a truncated arm with the exact gradient, 1 are worse and 0 better" in lines[-4]
+    assert lines[-3].endswith("are not counted: ChopGrad D = 4.")
+    assert lines[-2].endswith("ChopGrad D = 0 50 to 50 %, ChopGrad D = 1 100 to 100 %.")
+    assert lines[-1].endswith("at least 90 % of the exact gradient's gain*: holds in 1 of the 1 metrics that it wins.")
+
+
+def test_the_claims_of_the_paper_are_judged_metric_by_metric(results):
+    found = {c.statement: c for c in claims(results)}
+    assert {c.source for c in found.values()} == {"Table 3"}
+    wins = {s.split(" in ")[1]: c.verdict for s, c in found.items() if s.startswith("A loss on pixels")}
+    assert wins.pop("PSNR (inpainting).") == "holds" and wins.pop("LPIPS (VGG) (inpainting).") == "fails"
+    assert set(wins.values()) == {"undecided"} and len(wins) == 4  # DISTS was not scored
+    kept = [(s, c.verdict, c.evidence) for s, c in found.items() if s.startswith(LITTLE)]
+    assert kept == [(f"{LITTLE} in PSNR (inpainting).", "holds", "D = 1 keeps 100 %")]
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict", "share"), [([0.5] * 4, "fails", 50), ([0, 2, 0, 2], "undecided", 100), (None, None, None)]
+)
+def test_whether_the_distance_matters_is_decided_by_the_interval(folder, gains, verdict, share):
+    for seed in range(5):
+        if gains is None:
+            (folder / f"inpainting-chop-1-seed{seed}.json").unlink()
+        else:
+            record(folder, "chop-1", seed, [20.0 + seed + k + g for k, g in enumerate(gains)], [0.4] * 4)
+    with pytest.warns(UserWarning, match="half.json"):
+        (results,) = results_of(folder)
+    kept = [(c.verdict, c.evidence) for c in claims(results) if c.statement.startswith(LITTLE)]
+    assert kept == ([(verdict, f"D = 1 keeps {share} %")] if gains else [])
 
 
 def test_time_is_a_ratio_within_its_round_and_memory_is_in_mib(results):
@@ -174,7 +200,7 @@ def test_a_small_comparison_runs_is_kept_and_published(tmp_path, monkeypatch):
 
 def test_the_command_line_tells_bad_input_in_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit, match="error: Unknown arm 'half': pass one of latent"):
-        cli(["train", "--task", "driving", "--arm", "half", "--out", str(tmp_path / "x"), "--cpu"])
+        cli(["train", "--task", "driving", "--gradient", "half", "--out", str(tmp_path / "x"), "--cpu"])
     cli(["list"])
     assert "chop-1: ChopGrad D = 1" in capsys.readouterr().out
 
