@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 import chopgrad
@@ -34,6 +32,7 @@ from suite.command_line import run_main
 from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
 from suite.pairwise import pairwise_gradients, truncated
+from suite.progress import track
 from suite.records import ROOT, Record, provenance, read_record, write_record
 from suite.sizes import check_size, latent_frames
 from suite.vaes import load_vae
@@ -101,7 +100,7 @@ def measure(config: Config) -> Path:
     made_by = provenance(config.device)
     samples = finished(path, settings, made_by)
     todo = [(clip, k) for clip in clips for k in range(config.crops) if (clip.name, k) not in samples]
-    for clip, k in track(todo, description="gradient bias", console=Console(stderr=True)):
+    for clip, k in track(todo, description="gradient bias"):
         video, start = crop(clip, k, config.frames, config.size, config.seed)
         samples[clip.name, k] = {"clip": clip.name, "crop": k, "first_frame": start}
         video = video.to(config.device, dtype)

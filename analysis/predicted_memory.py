@@ -14,14 +14,13 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from bench.cases import KEY_STRATEGIES, Inside, label
 from bench.published import CASES, CURVE_FRAMES, CURVES, FOLDER, GIB, TARGETS_GIB, least_exact
 from chopgrad import Strategy
 from chopgrad.planner import plan
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import Record, provenance, read_record, write_record
 from suite.tables import markdown_table
 
@@ -139,7 +138,7 @@ def main(config: Config) -> None:
     unknown = [name for name in config.cases if name not in CASES | CURVES]
     if unknown:
         raise ValueError(f"Unknown case '{unknown[0]}': pass some of {', '.join(CASES | CURVES)}.")
-    bar = track(config.cases, description="predicted memory", console=Console(stderr=True))
+    bar = track(config.cases, description="predicted memory")
     records = {name: predict(name, config.out / f"{name}.json") for name in bar}
     if any(name in CURVES for name in records):
         figure(records, config.out / "curves.png")

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 import chopgrad
@@ -18,6 +16,7 @@ from chopgrad import CausalDecoder
 from suite.claims import Claim
 from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
 from suite.fingerprint import inputs_sha256
+from suite.progress import track
 from suite.records import ROOT, Record, provenance, read_record, write_record
 from suite.sizes import check_size, latent_frames
 from suite.vaes import EMBEDDED, load_vae
@@ -183,4 +182,4 @@ def short_name(vae: str) -> str:
 
 
 def _progress(todo: list, description: str) -> Iterable:
-    return track(todo, description=description, console=Console(stderr=True)) if todo else []
+    return track(todo, description=description) if todo else []

@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +29,7 @@ from analysis.real_clips import output_folder
 from chopgrad import CausalDecoder, Chop, Full
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import Record, provenance, read_record, write_record
 from suite.vaes import load_vae
 
@@ -166,7 +165,7 @@ def measure(config: Config) -> Record:
         "cogvideox, published blocks, random weights": published_cogvideox(),
     }
     rows: list[dict[str, Any]] = []
-    for name, vae in track(cases.items(), description="receptive field", console=Console(stderr=True)):
+    for name, vae in track(cases.items(), description="receptive field"):
         decoder = chopgrad.decoder_for(vae.requires_grad_(False))
         latent_frames = latents_for_groups(decoder, GROUPS)
         sizes = reach(decoder, latent_frames)

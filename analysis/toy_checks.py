@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from analysis.bounds.claims import CORRECTION
@@ -35,6 +33,7 @@ from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import Record, provenance, read_record, write_record
 
 EXACT = 1e-9  # relative
@@ -131,7 +130,7 @@ def rules(rho: float) -> dict[str, Any]:
 
 def measure(config: Config) -> Record:
     names = list(TOYS)
-    bar = track(names, description="toys", console=Console(stderr=True))
+    bar = track(names, description="toys")
     toys = [check(name, seeds=8 if config.full else 3) for name in bar]
     sweep = [rules(float(rho)) for rho in (0.2, 0.3, 0.4, 0.45, 0.49, 0.51, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)]
     settings = {"full": config.full, "dtype": "float64", "tolerances": list(TOLERANCES)}

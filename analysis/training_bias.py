@@ -21,8 +21,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional as F
 
 from analysis.backbone.mean_gradient import limits
@@ -39,6 +37,7 @@ from chopgrad import Chop, Full, Strategy, frame_loss
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import Record
 
 
@@ -113,7 +112,7 @@ def train(
         generator = torch.Generator().manual_seed(seed)
         mse = in_full_precision(F.mse_loss)
         losses, evaluated = [], {0: task.pixel_loss(backbone, fresh)}
-        bar = track(range(steps), description=f"seed {seed}, {label(distance)}", console=Console(stderr=True))
+        bar = track(range(steps), description=f"seed {seed}, {label(distance)}")
         for step in bar:
             rows = torch.randint(len(data), (config.batch,), generator=generator)
             restored = task.restore(backbone, data.condition[rows])

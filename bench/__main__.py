@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from bench.cases import Case, measurable, videos
 from bench.error import measure_errors
@@ -32,6 +30,7 @@ from bench.page.tables import report
 from bench.predict import keep_predictions
 from bench.selection import Selection, has_error, is_predicted, is_timed, stages
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import ROOT, provenance
 from suite.vaes import EMBEDDED
 
@@ -164,7 +163,7 @@ def in_parallel(
     with ThreadPoolExecutor(at_once) as pool:
         jobs = [pool.submit(one, item) for item in items]
         try:
-            for job in track(as_completed(jobs), description, total=len(jobs), console=Console(stderr=True)):
+            for job in track(as_completed(jobs), description, total=len(jobs)):
                 if (failure := job.exception()) is not None:
                     failures.append(f"{description}: {failure}")
         except BaseException:

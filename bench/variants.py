@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch_config
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 import chopgrad
@@ -31,6 +30,7 @@ from chopgrad import CausalDecoder, Chop, Exact, Strategy
 from chopgrad.memory import PeakMemory
 from suite.bootstrap import mean_interval
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import ROOT, Record, provenance, read_records, write_record
 from suite.tables import markdown_table, with_interval
 from suite.vaes import EMBEDDED
@@ -179,7 +179,7 @@ def main(config: Config) -> None:
     work = [(v, name, s) for v, name, s in work if worth_measuring(name, s, config.compiled)]
     subject: Subject | None = None
     console = Console(stderr=True)
-    for vae, name, strategy in track(work, description="variants", console=console):
+    for vae, name, strategy in track(work, description="variants"):
         if subject is None or subject.case.vae != vae:
             case = Case(vae, config.frames, *config.size, Exact(), dtype=dtype, device=config.device)
             subject = Subject(case)

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from report.figures import difference, drawn_by
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -140,7 +138,7 @@ def main(config: Config) -> None:
     import nbformat
 
     told = []
-    for path in track(paths(config.names), description="notebooks", console=Console(stderr=True)):
+    for path in track(paths(config.names), description="notebooks"):
         committed = read(path)
         fresh = executed(committed, path.stem)
         if config.check:

@@ -14,13 +14,12 @@ from typing import Any
 
 import matplotlib
 import torch
-from rich.console import Console
-from rich.progress import track
 
 import chopgrad
 from suite.bootstrap import mean_interval
 from suite.clips import HELD_OUT_CLIPS, TRAINING_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import ROOT, provenance, write_record
 from suite.tables import markdown_table, with_interval
 from suite.vaes import EMBEDDED, load_vae
@@ -58,7 +57,7 @@ def evaluate(config: Config) -> Path:
     clips += [("held out", packaged_clip(name)) for name in HELD_OUT_CLIPS]
     clips += [("held out", path) for path in (find_clips(config.clips) if config.clips else [])]
     rows: list[dict[str, Any]] = []
-    for split, path in track(clips, description="reconstruction", console=Console(stderr=True)):
+    for split, path in track(clips, description="reconstruction"):
         video = to_unit(read_frames(path))
         if video.shape[1] < config.frames:
             raise ValueError(

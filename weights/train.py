@@ -23,7 +23,6 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,6 +31,7 @@ import chopgrad
 from suite.clips import TRAINING_CLIPS, packaged_clip, read_frames, to_unit
 from suite.command_line import run_main
 from suite.motion import moving_clip, photographs
+from suite.progress import Bar
 from weights.optimizers import optimizers
 from weights.widen import widened
 
@@ -255,9 +255,7 @@ def train(config: Config) -> Path:
         if step in config.snapshot_steps:
             vae.save_pretrained(run / "snapshots" / f"step-{step:06d}")
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns) as progress, single_frames_as_images():
-        bar = progress.add_task(config.model, total=total, completed=step)
+    with Bar(config.model, total, step) as bar, single_frames_as_images():
         saved_at = began = time.monotonic()
         running: list[float] = []
         snapshot()
@@ -284,6 +282,7 @@ def train(config: Config) -> Path:
                 average.update_parameters(vae)
             running.append(mse.item())
             step += 1
+            bar.advance()
             snapshot()
             now = time.monotonic()
             seconds, began = seconds + now - began, now
@@ -291,8 +290,7 @@ def train(config: Config) -> Path:
                 value = psnr(sum(running) / len(running))
                 running.clear()
                 log.append([step, value, lr, seconds])
-                phase = "frames" if images else "clips"
-                progress.update(bar, completed=step, description=f"{config.model} {phase} {value:.2f} dB")
+                bar.note(f"{'frames' if images else 'clips'} {value:.2f} dB")
                 with open(run / "log.csv", "w", newline="") as file:
                     csv.writer(file).writerows([["step", "psnr_db", "lr", "seconds"], *log])
             if now - saved_at > config.checkpoint_every_seconds or step in (config.image_steps, total):

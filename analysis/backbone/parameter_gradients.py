@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from analysis.backbone.mean_gradient import Gradients
 from analysis.backbone.restoration import Restoration
 from analysis.backbone.samples import Samples
 from suite.pairwise import truncated
+from suite.progress import track
 
 
 def truncations(groups: int, blocks: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -32,7 +31,7 @@ def gradients(
     kinds, kept = truncations(len(task.groups), blocks), task.coordinates(backbone)
     found = torch.empty(len(kinds), len(samples), len(kept))
     starts = range(0, len(samples), task.clips_at_once)
-    for start in track(starts, description="backbone gradients", console=Console(stderr=True)):
+    for start in track(starts, description="backbone gradients"):
         part = samples[start : start + task.clips_at_once]
         for k, pairs in enumerate(task.latent_pairs(backbone, part, loss_fn)):
             masked = torch.stack([truncated(pairs, d, w) for w, d in kinds])

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +31,7 @@ from bench.tasks.training.restorer import Restorer, family_for, fresh_backbone
 from chopgrad import CausalDecoder, FrameGroup, decoder_for
 from suite.fingerprint import inputs_sha256
 from suite.pairwise import pairwise_gradients
+from suite.progress import track
 from suite.records import ROOT
 from suite.sizes import check_size, latent_frames
 from suite.vaes import load_vae
@@ -149,7 +148,7 @@ class Restoration:
         data = self.samples(s.warm_up_clips, seed=1_000_000 + seed)
         optimizer = torch.optim.Adam(trained.values(), s.warm_up_rate)
         generator = torch.Generator().manual_seed(seed)
-        bar = track(range(s.warm_up_steps), description="latent warm-up", console=Console(stderr=True))
+        bar = track(range(s.warm_up_steps), description="latent warm-up")
         for _ in bar:
             rows = torch.randint(len(data), (4,), generator=generator)
             predicted = self.predict(backbone, data.condition[rows])

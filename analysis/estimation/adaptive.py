@@ -7,8 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +18,7 @@ from chopgrad.planner import relative_compute
 from suite.bootstrap import mean_interval
 from suite.claims import Claim
 from suite.pairwise import truncated
+from suite.progress import track
 from suite.tables import with_interval
 from suite.verdicts import above
 
@@ -30,7 +29,7 @@ def adaptive(data: Data, tolerances: tuple[float, ...], calls_per_tolerance: int
     for tolerance in tolerances:
         strategy = Adaptive(tolerance)
         calls: list[dict[str, Any]] = []
-        bar = track(range(calls_per_tolerance), description=f"tolerance {tolerance}", console=Console(stderr=True))
+        bar = track(range(calls_per_tolerance), description=f"tolerance {tolerance}")
         for call in bar:
             k = call % len(data.samples)
             pairs = data.pairs[k]

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +13,7 @@ from analysis.backbone.restoration import Restoration
 from analysis.backbone.samples import Samples
 from analysis.backbone.task_settings import TaskSettings
 from suite.bootstrap import mean_interval
+from suite.progress import track
 
 
 class Data:
@@ -41,13 +40,13 @@ class Data:
     def pairs(self) -> Tensor:
         """[clips, i, j, ...]: every pairwise gradient at the decoder's input, on the CPU."""
         n = self.task.clips_at_once
-        starts = track(range(0, len(self.samples), n), description="pairwise gradients", console=Console(stderr=True))
+        starts = track(range(0, len(self.samples), n), description="pairwise gradients")
         parts = (self.samples[k : k + n] for k in starts)
         return torch.cat([self.task.latent_pairs(self.backbone, part, F.mse_loss).cpu() for part in parts])
 
     def of_parameters(self, terms: Callable[[Tensor], Tensor]) -> Tensor:
         """[clips, k, parameters]: the backbone's gradient from each of the terms [k, j, ...] of a clip's pairs."""
-        clips = track(self.pairs, description="backbone", total=len(self.pairs), console=Console(stderr=True))
+        clips = track(self.pairs, description="backbone", total=len(self.pairs))
         rows = [
             self.task.parameter_gradients(self.backbone, self.samples.condition[k : k + 1], terms(pairs))
             for k, pairs in enumerate(clips)

@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional as F
 
 import chopgrad
@@ -20,6 +18,7 @@ from chopgrad import Chop, Exact, Sampled, Strategy
 from suite import random_truncation as rt
 from suite.bootstrap import mean_interval
 from suite.claims import Claim
+from suite.progress import track
 from suite.tables import with_interval
 from suite.verdicts import above
 
@@ -93,7 +92,7 @@ def _times(data: Data, strategy: Chop | Exact, counts: list[int], repeats: int) 
 
     mse = in_full_precision(F.mse_loss)
     rounds = []
-    bar = track(range(1 + repeats), description="timing", console=Console(stderr=True))
+    bar = track(range(1 + repeats), description="timing")
     torch.manual_seed(data.seed)
     for _ in bar:
         seconds = []

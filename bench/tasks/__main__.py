@@ -27,7 +27,7 @@ class Preview:
     """A contact sheet: one row a seed, the condition on the left, the target on the right."""
 
     task: str
-    """One of super-resolution, artifact-removal, inpainting, inpainting-objects, driving."""
+    """One of super-resolution, artifact-removal, inpainting, inpainting-objects, driving, deblurring."""
     out: Path
     """The PNG to write."""
     folder: Path | None = None
@@ -44,7 +44,7 @@ class Preview:
 
 @dataclass
 class List:
-    """The tasks, their losses and whether the decoder trains; and the arms."""
+    """The tasks, their losses and whether the decoder trains; and how a pixel loss can be differentiated."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ def main(command: Preview | List | Protocol | TrainSettings | Restore) -> None:
         for name, task in TASKS.items():
             losses = " + ".join(f"{t.weight:g} {t.loss} ({t.space})" for t in task.losses)
             print(f"{name}: {losses}{'; the decoder trains too' if task.trains_decoder else ''}")
-        print("\nArms:")
+        print("\nGradients of the pixel loss (--gradient of train), which run compares as arms:")
         for name, meaning in MEANING.items():
             print(f"{name}: {meaning}")
     elif isinstance(command, Preview):

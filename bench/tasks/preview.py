@@ -6,12 +6,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from bench.tasks.task import Pair, Task
+from suite.progress import track
 
 matplotlib.use("Agg")
 
@@ -25,7 +24,7 @@ def contact_sheet(
     """
     from matplotlib import pyplot
 
-    bar = track(seeds, description=task.name, console=Console(stderr=True))
+    bar = track(seeds, description=task.name)
     pairs = [task.clip(seed, frames, height, width) for seed in bar]
     columns = np.unique(np.linspace(0, frames - 1, min(shown, frames)).round().astype(int))
     n = len(columns)

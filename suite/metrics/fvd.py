@@ -19,13 +19,12 @@ from functools import lru_cache
 from typing import Any, TypeGuard
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from suite.metrics.frames import check_finite, check_target_range
 from suite.networks.i3d import CLASSES, MIN_FRAMES, i3d
+from suite.progress import track
 
 SPLITS = 8
 MIN_TARGETS = 4  # two in each half
@@ -79,7 +78,7 @@ def video_features(clips: Sequence[Tensor] | Tensor) -> Tensor:
     network = i3d(clips[0].device)
     rows = []
     with torch.no_grad():
-        for clip in track(clips, "I3D", console=Console(stderr=True), transient=True):
+        for clip in track(clips, "I3D", transient=True):
             rows.append(network(clip[None].float().clamp(-1, 1)).double().cpu())
     return torch.cat(rows)
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,6 +20,7 @@ from torch.utils.data import Dataset
 import suite.motion
 from bench.tasks.task import Task
 from chopgrad import CausalDecoder
+from suite.progress import track
 from suite.sizes import latent_frames
 
 CODE = (
@@ -90,7 +89,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
         """Make what is missing now, with a progress bar, so that a training step is a training step."""
         missing = [k for k, seed in enumerate(self.seeds) if (p := self._path(seed)) is None or not p.exists()]
         if self.cache is not None and missing:
-            for k in track(missing, f"{self.task.name}: {label} clips", console=Console(stderr=True)):
+            for k in track(missing, f"{self.task.name}: {label} clips"):
                 self[k]
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:

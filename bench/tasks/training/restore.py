@@ -11,6 +11,7 @@ from bench.tasks.pictures import write_video
 from bench.tasks.training.train import Training
 from bench.tasks.training.weights import load_weights, settings_of
 from suite.clips import read_frames, to_unit
+from suite.progress import Bar
 from suite.sizes import latent_frames
 
 
@@ -31,11 +32,20 @@ def restore_video(run: Path, video: Path, out: Path, frames: int | None = None, 
     if min(height, width) == 0:
         raise ValueError(f"'{video.name}' is {pixels.shape[2]}x{pixels.shape[3]} pixels: pass at least {factor}.")
     pixels = pixels[:, :length, :height, :width]
-    weights = next(iter(training.vae.parameters()))
-    with torch.no_grad():
+    weights, decoder = next(iter(training.vae.parameters())), training.decoder
+    groups = decoder.frame_groups(latent_frames(decoder, length))
+    with torch.no_grad(), Bar(f"restoring {video.name}", len(groups)) as bar:
+        bar.say(f"encoding {length} frames of {height}x{width}")
         posterior = training.vae.encode(pixels[None].to(weights.device, weights.dtype)).latent_dist
-        restored = training.restore(training.decoder.normalize(posterior.mode()).float())[0]
-    write_video(out, restored.cpu())
+        bar.say("restoring the latents")
+        latents = training.restored_latents(decoder.normalize(posterior.mode()).float())
+        bar.note("frame groups decoded")
+        state, parts = decoder.initial_state(), []
+        for group in groups:
+            x, state = decoder.step(latents[:, :, group.latents], state)
+            parts.append(x[0].float().cpu())
+            bar.advance()
+    write_video(out, torch.cat(parts, dim=1))
     print(f"Written: {out.name}, {length} frames of {height}x{width}")
 
 

@@ -1,25 +1,32 @@
-"""Every setting of a training run, as a command line has it."""
+"""Every setting of a training run, as a command line has it. (``arm``: what the comparison of end tasks calls it.)"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Fine-tune a one-step restoration model. Under ``accelerate launch`` it runs on several GPUs, with DDP or FSDP."""
+    """Fine-tune a one-step restorer: a clip in, a better clip out, in one pass of a Wan or CogVideoX transformer.
+
+    Under ``accelerate launch`` it runs on several GPUs, with DDP or FSDP.
+    """
 
     task: str
-    """super-resolution, artifact-removal, inpainting, inpainting-objects or driving."""
+    """super-resolution, artifact-removal, inpainting, inpainting-objects, driving or deblurring."""
     out: Path
     """Folder of the run: checkpoints, losses, pictures, weights. An interrupted run in it goes on where it stopped."""
     folder: Path | None = None
-    """Real footage: a folder of videos (super-resolution, inpainting), or condition/ and target/ in it (the rest)."""
-    arm: str = "chop-1"
-    """How the pixel loss is differentiated, or what stands in for it: see ``python -m bench.tasks list``."""
+    """Your videos: a folder of them (super-resolution, inpainting, deblurring), or condition/ and target/ in it (the
+    rest); generated clips without it."""
+    arm: Annotated[str, arg(name="gradient")] = "exact-offload"
+    """How the pixel loss is differentiated. exact-offload: exactly, in the least device memory; exact: faster on small
+    videos; chop-1: truncated after one frame group, the paper's setting; more in ``python -m bench.tasks list``."""
     vae: str = "wan2.1"
     """wan2.1 or cogvideox (embedded), a folder, or a hub id."""
     subfolder: str | None = None

@@ -1,6 +1,6 @@
-"""Training: one restorer, one task, one arm, through accelerate.
+"""Training: one restorer on one task, through accelerate.
 
-    python -m bench.tasks train --task inpainting --arm chop-1 --out runs/mine --folder my_videos
+    python -m bench.tasks train --task inpainting --gradient chop-1 --out runs/mine --folder my_videos
     accelerate launch --num_processes 2 -m bench.tasks train ...
 
 A run in the same folder goes on where it stopped; on the CPU it then ends with the same bits as one that was never cut.
@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -40,6 +38,7 @@ from bench.tasks.training.restorer import Restorer, family_for, fresh_backbone, 
 from bench.tasks.training.settings import TrainSettings
 from bench.tasks.training.weights import load_weights, save_weights
 from chopgrad import decoder_for
+from suite.progress import Bar
 from suite.vaes import load_vae
 
 UNSEEN = 1_000_000
@@ -136,14 +135,13 @@ class Training:
         log = follow(s.out / "losses.jsonl", self.step) if main else None
         if s.tracker:
             self.accelerator.init_trackers("chopgrad", config={k: str(v) for k, v in s.described().items()})
-        with self._progress() as bar:
-            bar_task = bar.add_task(f"{s.task}, {s.arm}", total=s.steps, completed=self.step, loss="")
+        with Bar(f"{s.task}, {s.arm}", s.steps, self.step, shown=main) as bar:
             for batches in self._updates():
                 begun = time.perf_counter()
                 terms = self.update(batches)
                 self.step_seconds.append(time.perf_counter() - begun)
                 self.step += 1
-                bar.update(bar_task, advance=1, loss=", ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+                bar.advance(note=", ".join(f"{k} {v:.3g}" for k, v in terms.items()))
                 if log:
                     log({"step": self.step, **terms, "seconds": self.step_seconds[-1]})
                 if s.tracker:
@@ -204,11 +202,16 @@ class Training:
     @torch.no_grad()
     def restore(self, condition_latents: Tensor) -> Tensor:
         """[batch, channels, latent frames, h, w] normalised -> frames [batch, 3, frames, H, W] in [-1, 1]."""
+        latents = self.restored_latents(condition_latents)
+        return torch.cat([self.decoder.decode(z[None]) for z in latents]).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def restored_latents(self, condition_latents: Tensor) -> Tensor:
+        """The same in the VAE's own space, as the decoder takes them: [batch, channels, latent frames, h, w]."""
         with self.accelerator.autocast():
             restored = self.model(condition_latents.to(self.device)).float()
         weights = next(iter(self.decoder.parameters()))
-        latents = self.decoder.denormalize(restored).to(weights.dtype)
-        return torch.cat([self.decoder.decode(z[None]) for z in latents]).float().clamp(-1, 1)
+        return self.decoder.denormalize(restored).to(weights.dtype)
 
     def sample(self) -> None:
         """Pictures and videos of unseen clips, under ``samples/step-N``."""
@@ -246,10 +249,3 @@ class Training:
         if self.settings.tracker:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"), console=Console(stderr=True),
-            disable=not self.accelerator.is_main_process,
-        )  # fmt: skip

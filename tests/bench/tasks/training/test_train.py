@@ -24,6 +24,7 @@ from suite.motion import moving_clip
 from suite.records import ROOT
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+NAMES = {"arm": "gradient"}  # what the command line calls it
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,12 @@ def settings(tmp_path, cache) -> TrainSettings:
 
 def start(settings: TrainSettings, *before: str) -> subprocess.Popen:
     """The command line in a process of its own."""
-    words = [f"--{k.replace('_', '-')}" for k in ()]
+    words = []
     values = settings.everything() | {"cpu": None, "gradient_checkpointing": None}
     for name, value in values.items():
         if value is not None:
             shown = [str(x) for x in value] if isinstance(value, list | tuple) else [str(value)]
-            words += [f"--{name.replace('_', '-')}", *shown]
+            words += [f"--{NAMES.get(name, name).replace('_', '-')}", *shown]
     command = [sys.executable, *before, "-m", "bench.tasks", "train", "--cpu", *words]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
 
