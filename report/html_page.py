@@ -1,8 +1,9 @@
 """One page with everything: ``python -m report.html_page`` (``tox -e report``) writes ``runs/report/report.html``.
 
-Every figure is drawn again from the records; the notebooks' texts and results, the tables of ``results/`` and where
-each number comes from follow. Pictures are inside the page, which asks for nothing from outside, runs no script and
-can be sent as one file.
+Memory comes first: what one line does, then what each strategy costs, then what became of the paper's claims. The
+notebooks, the other tables of ``results/`` and where each number comes from follow. Every figure is drawn again from
+the records. Pictures are inside the page, which asks for nothing from outside, runs no script and can be sent as one
+file.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ import importlib
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import Console
-from rich.progress import track
 
+from analysis.theory.questions import anchor
 from report.figures import draw, drawings
 from report.freshness import History
 from report.notebooks import PICTURE, executed, paths, read
+from report.opening import opening
 from report.results_index import page as index_page
 from report.results_index import rows as index_rows
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import ROOT
 
 STYLE = """
@@ -47,8 +51,10 @@ table { border-collapse: collapse; font-size: .85rem; }
 th, td { border: 1px solid #8886; padding: .25rem .5rem; vertical-align: top; min-width: 4rem; max-width: 32rem; }
 nav li { margin: .1rem 0; }
 """
-FIRST = ("verdicts", "tables_1_to_4_end_tasks", "frontier")
-"""Notebooks that a reader wants before the others."""
+FIRST = ("bench-full-cuda.md", "bench-cpu.md", "theory.md", "predicted_memory/README.md")
+"""Pages of ``results/`` that a reader wants before the notebooks: what memory costs, and the paper's claims."""
+FIRST_NOTEBOOKS = ("verdicts", "tables_1_to_4_end_tasks", "frontier")
+"""And those wanted before the others."""
 
 
 @dataclass
@@ -109,13 +115,15 @@ def notebook_page(path: Path, notebook: Mapping[str, Any]) -> Page:
 
 
 def pages(config: Config) -> Iterator[Page]:
-    """Explanations first, then tables, then where the numbers come from."""
-    found = sorted(paths(), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST), p.stem))
-    for path in track(found, description="notebooks", console=Console(stderr=True)):
+    """Memory, what it costs and the paper's claims; then notebooks, other tables, and where the numbers come from."""
+    yield Page("opening.md", opening(config.results))
+    tables = sorted(config.results.rglob("*.md"), key=lambda p: (len(p.relative_to(config.results).parts), p))
+    at = {p.relative_to(config.results).as_posix(): p for p in tables if p != config.results / "README.md"}
+    yield from (Page(f"results/{name}", at.pop(name).read_text()) for name in FIRST if name in at)
+    found = sorted(paths(), key=lambda p: ((*FIRST_NOTEBOOKS, p.stem).index(p.stem), p.stem))
+    for path in track(found, description="notebooks"):
         yield notebook_page(path, executed(read(path), path.stem) if config.execute else json.loads(path.read_text()))
-    for path in sorted(config.results.rglob("*.md"), key=lambda p: (len(p.relative_to(config.results).parts), p)):
-        if path != config.results / "README.md":
-            yield Page(f"results/{path.relative_to(config.results).as_posix()}", path.read_text())
+    yield from (Page(f"results/{name}", path.read_text()) for name, path in at.items())
     # Written now, not read: marks of freshness must be those of this working tree.
     yield Page("results/README.md", index_page(config.results, index_rows(config.results, History())))
 
@@ -129,11 +137,16 @@ def render(found: list[Page], figures: Mapping[str, bytes]) -> str:
     Raises:
         ValueError: a page shows a picture that there is not.
     """
-    anchors = {page.key: page.anchor for page in found}
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parsed = [(page, reader.parse(page.text)) for page in found]
+    places: dict[str, str] = {}
+    for page, tokens in parsed:
+        places[page.key] = page.anchor
+        places |= {f"{page.key}#{name}": str(token.attrs["id"]) for name, token in _headings(page, tokens)}
     sections: list[str] = []
     shown: dict[str, str] = {}
-    for page in found:
-        body = _body(page, anchors, figures, shown)
+    for page, tokens in parsed:
+        body = _body(page, tokens, places, figures, shown, reader)
         sections.append(f'<section id="{page.anchor}">\n{body}</section>\n')
     titles = [page.title for page in found]
     names = [p.title if titles.count(p.title) == 1 else f"{p.title} ({Path(p.key).stem})" for p in found]
@@ -151,10 +164,27 @@ def render(found: list[Page], figures: Mapping[str, bytes]) -> str:
     )
 
 
-def _body(page: Page, anchors: Mapping[str, str], figures: Mapping[str, bytes], shown: dict[str, str]) -> str:
+def _headings(page: Page, tokens: list[Token]) -> Iterator[tuple[str, Token]]:
+    """Each heading by the name that links have for it, with an id that no other page has."""
+    seen: Counter[str] = Counter()
+    for token, inline in pairwise(tokens):
+        if token.type == "heading_open":
+            text = anchor("".join(child.content for child in inline.children or ()))
+            name = f"{text}-{seen[text]}" if seen[text] else text
+            seen[text] += 1
+            token.attrs["id"] = f"{page.anchor}--{name}"
+            yield name, token
+
+
+def _body(
+    page: Page,
+    tokens: list[Token],
+    places: Mapping[str, str],
+    figures: Mapping[str, bytes],
+    shown: dict[str, str],
+    reader: MarkdownIt,
+) -> str:
     """One page's HTML; ``shown`` holds the pictures of the pages before it, which are led back to, not repeated."""
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = reader.parse(page.text)
     open_links: list[bool] = []
     for token in _all(tokens):
         if token.type in ("heading_open", "heading_close"):  # the page itself has the first level
@@ -168,7 +198,7 @@ def _body(page: Page, anchors: Mapping[str, str], figures: Mapping[str, bytes], 
                 shown[source] = f"figure-{len(shown) + 1}"
                 token.attrs |= {"src": source, "alt": token.content, "id": shown[source]}
         elif token.type == "link_open":
-            open_links.append(_lead(token, page, anchors))
+            open_links.append(_lead(token, page, places))
         elif token.type == "link_close" and not open_links.pop():
             token.tag, token.type = "span", "span_close"
     return (
@@ -185,15 +215,16 @@ def _all(tokens: list[Token]) -> Iterator[Token]:
         yield from token.children or ()
 
 
-def _lead(token: Token, page: Page, anchors: Mapping[str, str]) -> bool:
+def _lead(token: Token, page: Page, places: Mapping[str, str]) -> bool:
     """Let a link lead somewhere within the page or to the web; what lies in a file is named, not linked."""
     target = str(token.attrs["href"])
-    if re.match(r"https?://|#", target):
+    if re.match(r"https?://", target):
         return True
-    inside = posixpath.normpath(posixpath.join(posixpath.dirname(page.key), target.partition("#")[0]))
+    name, _, heading = target.partition("#")
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(page.key), name)) if name else page.key
     token.attrs.clear()
-    if inside in anchors:
-        token.attrs["href"] = f"#{anchors[inside]}"
+    if inside in places:
+        token.attrs["href"] = f"#{places.get(f'{inside}#{heading}', places[inside])}"
         return True
     token.tag, token.type = "span", "span_open"
     token.attrs["title"] = inside
@@ -218,7 +249,7 @@ def main(config: Config) -> None:
             importlib.import_module(package)
     figures = {}
     known = drawings(config.results)
-    for name in track(known, description="figures", console=Console(stderr=True)):
+    for name in track(known, description="figures"):
         figures[f"results/{name}"] = draw(config.results, name, config.out.parent / "figures" / name)
     text = render(list(pages(config)), figures)
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -134,7 +134,7 @@ PAPER = (
         (
             numbers("normalised MAE at D = 1: of Adam's update {}", r"of the update .*?D=1 ([\d.]+)", ADAM),
             numbers("of the gradient {}", r"of the gradient .*?D=1 ([\d.]+)", ADAM),
-            numbers("on toys {} of the gap at the end stays", r"gap of gradient descent ([\d.]+)", ADAM_ON_TOYS),
+            numbers("on toys it leaves {} times gradient descent's gap", r"gradient descent ([\d.]+)", ADAM_ON_TOYS),
         ),
     ),
     PaperClaim(

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.published import CASES, predictions
 from report import html_page, notebooks
 from report.figures import draw, drawings
 from report.html_page import Config, Page, notebook_page, pages, render
+from report.opening import opening
 from suite.records import ROOT
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -211,5 +213,48 @@ def test_the_browser_check_can_fail(report, browser, damage, tmp_path):
 
 def test_pages_are_in_a_useful_order():
     keys = [page.key for page in pages(Config(execute=False))]
-    assert keys[0] == "notebooks/verdicts.ipynb" and keys[-1] == "results/README.md"
-    assert keys.index("results/theory.md") < keys.index("results/gradient_bias/wan2.1.md")
+    assert keys[:5] == [
+        "opening.md", "results/bench-cpu.md", "results/theory.md", "results/predicted_memory/README.md",
+        "notebooks/verdicts.ipynb",
+    ]  # fmt: skip
+    assert keys[-1] == "results/README.md" and len(set(keys)) == len(keys)
+    assert keys.index("results/tasks/README.md") > keys.index("notebooks/fig3_temporal_locality.ipynb")
+
+
+def test_the_page_opens_with_memory_then_costs_then_the_claims_of_the_paper(report):
+    text = report.read_text()
+    order = [
+        "</nav>", "chopgrad.patch(pipe.vae)", "full back-propagation, GiB", "<img",
+        "What each strategy costs</h3>", "The theory, put to the test</h2>", "the paper's claim</th>",
+        "Does influence decay with temporal distance?</h3>",
+    ]  # fmt: skip
+    places, place = [], 0
+    for part in order:  # each for the first time after the one before it
+        place = text.index(part, place)
+        places.append(place)
+    body = places[0]
+    assert text.index("<section", body) < places[1] < text.index("<section", text.index("<section", body) + 1)
+    assert text.index("<img", body) == places[3]  # the first picture of all
+
+
+def test_the_opening_says_what_the_planner_says(tmp_path):
+    text = opening(ROOT / "results")
+    rows = {x.split("|")[1].strip(): [c.strip() for c in x.split("|")[2:-1]] for x in text.splitlines() if "|" in x}
+    least = predictions()["wan2.1", 480, 832][97]["Exact(offload, pieces), checkpoint=frame"]
+    shown = rows["wan2.1, 97 frames of 480x832"]
+    assert shown[2] == f"{least['device_bytes'] / 2**30:.1f}" and len(rows) == len(CASES) + 2
+    assert float(shown[2]) < float(shown[1]) < float(shown[0])
+    assert "|" not in opening(tmp_path) and "```python" in opening(tmp_path)  # no records: the code alone
+    (tmp_path / "README.md").write_text("```python\nchopgrad.decode(decoder, z)\n```\nchopgrad.patch(pipe.vae)\n")
+    with pytest.raises(ValueError, match=r"'README.md' has no block of Python with 'chopgrad.patch"):
+        opening(tmp_path, tmp_path / "README.md")
+
+
+def test_links_lead_to_headings():
+    a = "# A\n\n[in](#part-1) [out](b.md#is-b-really-it) [gone](#no)\n\n## Part\n\n## [Part](x.json)\n"
+    made = render([Page("results/a.md", a), Page("results/b.md", "# B\n\n## Is `B` *really* it?\n")], {})
+    assert '<a href="#results-a-md--part-1">in</a>' in made and '<h3 id="results-a-md--part-1">' in made
+    assert (
+        '<a href="#results-b-md--is-b-really-it">out</a>' in made and '<h3 id="results-b-md--is-b-really-it">' in made
+    )
+    assert '<a href="#results-a-md">gone</a>' in made  # at least to its page
