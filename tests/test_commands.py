@@ -134,7 +134,7 @@ def test_commands_of_docstrings_exist(folder):
         ("`tox -e bench -- --fulll`", "bench has no option --fulll"),
         ("`chopgrad plan --card 24GiB`", "chopgrad has no option --card"),
         ("`accelerate launch --multi_gpu examples/pixel_loss.py --x 1`", "examples/pixel_loss.py has no option --x"),
-        ("`python -m report.docs.reference --chekc`", "report/docs/reference.py has no option --chekc"),
+        ("`python -m report.docs.reference --chekc`", "report.docs.reference has no option --chekc"),
     ],
 )
 def test_a_wrong_command_is_found(text, told):
