@@ -11,7 +11,7 @@ from bench.cases import ARCHITECTURE, Case, label
 from bench.page.results import Results, as_bytes
 from bench.selection import PAPER
 from chopgrad import Chop, Full
-from suite.claims import Claim
+from suite.claims import Claim, Verdict
 from suite.tables import with_interval
 
 STRAIGHT = 0.97
@@ -104,7 +104,7 @@ def _line(statement: str, video: Case, by_distance: Mapping[int, float], numbers
     left = y - np.polyval(np.polyfit(x, y, 1), x)
     spread = np.square(y - y.mean()).sum()
     straight = 1 - np.square(left).sum() / spread if spread else 1.0
-    verdict = "holds" if straight >= STRAIGHT else "fails"
+    verdict: Verdict = "holds" if straight >= STRAIGHT else "fails"
     return Claim(f"{statement} ({video.vae}).", "Fig. 6", verdict, f"R^2 of a line {straight:.3f}: {numbers}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def bare(vae: Any) -> Any:
         if hasattr(vae, "_orig_mod"):
             vae = vae._orig_mod
         elif hasattr(vae, "get_base_model"):
-            vae = vae.get_base_model()
+            vae = cast(Any, vae).get_base_model()
         else:
             return vae
 
