@@ -11,6 +11,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,25 +56,57 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def executed(notebook: Any, name: str) -> Any:
-    """A fresh execution, from the project's root.
+@contextmanager
+def kernel() -> Iterator[Any]:
+    """A kernel for several executions, which import what they share once; each begins without names or figures."""
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient.util import run_sync
+
+    manager = AsyncKernelManager(kernel_name="python3")
+    try:
+        yield manager
+    finally:
+        if manager.has_kernel:
+            run_sync(manager.shutdown_kernel)(now=True)
+
+
+EMPTY = """
+import matplotlib.pyplot
+matplotlib.pyplot.close("all")
+matplotlib.rcdefaults()
+get_ipython().reset(new_session=True)
+"""
+"""What a kernel runs before each notebook but its first."""
+
+
+def executed(notebook: Any, name: str, manager: Any = None) -> Any:
+    """A fresh execution, from the project's root; in a kernel of its own, or in that of ``kernel()``.
 
     Raises:
         AssertionError: a cell failed; the message holds the end of its traceback.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
+    from nbformat.v4 import new_code_cell
 
     fresh = clean(notebook)
     for cell in fresh.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(fresh, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
+    used = manager is not None and manager.has_kernel
+    if used:
+        fresh.cells.insert(0, new_code_cell(EMPTY))
+    place = {"metadata": {"path": str(ROOT)}}
+    client = NotebookClient(fresh, timeout=SECONDS, kernel_name="python3", resources=place, km=manager)
     try:
         client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"})
     except CellExecutionError as error:
         trace = re.sub(r"\x1b\[[\d;]*m", "", error.traceback)  # colours of a terminal
         raise AssertionError(f"{name}: {error.ename}: {error.evalue}\n{trace[-2000:]}") from None
+    finally:
+        if manager is not None and client.kc is not None:
+            client.kc.stop_channels()
+    del fresh.cells[: int(used)]
     return clean(fresh)
 
 

@@ -25,14 +25,21 @@ def _needs_a_kernel(request):
             pytest.importorskip(package, reason=f"{package} is not installed (dependency group notebooks)")
 
 
+@pytest.fixture(scope="module")
+def execute():
+    """Fresh executions, which share one kernel and so import torch and diffusers once."""
+    with notebooks.kernel() as manager:
+        yield lambda notebook, name: notebooks.executed(notebook, name, manager)
+
+
 def book(name):
     return notebooks.read(notebooks.FOLDER / f"{name}.ipynb")
 
 
 @pytest.mark.parametrize("path", notebooks.paths(), ids=lambda p: p.stem)
-def test_a_fresh_execution_says_the_same(path):
+def test_a_fresh_execution_says_the_same(path, execute):
     committed = notebooks.read(path)
-    told = list(notebooks.differences(committed, notebooks.executed(committed, path.stem)))
+    told = list(notebooks.differences(committed, execute(committed, path.stem)))
     assert told == [], "\n".join([*told, "run python -m report.notebooks"])
 
 
@@ -55,7 +62,7 @@ def test_what_is_committed_is_executed_clean_and_explained(path):
         assert computing not in source  # notebooks explain
 
 
-def test_a_changed_record_is_noticed(tmp_path):
+def test_a_changed_record_is_noticed(tmp_path, execute):
     """Both ways: a number that its text contradicts, and one that only differs from what is committed."""
     folder = tmp_path / "results"
     shutil.copytree(RESULTS / "theory", folder / "theory")
@@ -69,16 +76,26 @@ def test_a_changed_record_is_noticed(tmp_path):
     row = content["metrics"]["curve"]["within_halo"]
     row[2] = [x - 0.001 for x in row[2]]
     path.write_text(json.dumps(content))
-    told = "\n".join(notebooks.differences(committed, notebooks.executed(elsewhere, "fig7")))
+    told = "\n".join(notebooks.differences(committed, execute(elsewhere, "fig7")))
     assert "cell 5: says" in told and "cell 3: its picture differs" in told
 
     row[4] = [0.5, 0.4, 0.6]
     path.write_text(json.dumps(content))
     with pytest.raises(AssertionError, match=r"fig7: AssertionError[\s\S]*within\[HALO\]"):
-        notebooks.executed(elsewhere, "fig7")
+        execute(elsewhere, "fig7")
 
 
-def test_end_tasks_are_shown_once_they_are_there(tmp_path):
+def test_a_notebook_leaves_nothing_in_the_kernel_for_the_next(execute):
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    one = "from matplotlib import pyplot, rcParams; left = pyplot.figure(dpi=7); rcParams['figure.dpi'] = 7"
+    execute(new_notebook(cells=[new_code_cell(one)]), "one")
+    other = "from matplotlib import pyplot as p; print(p.get_fignums(), p.rcParams['figure.dpi'], 'left' in globals())"
+    fresh = execute(new_notebook(cells=[new_code_cell(other)]), "other")
+    assert fresh.cells[0].outputs[0].text == "[] 100.0 False\n"
+
+
+def test_end_tasks_are_shown_once_they_are_there(tmp_path, execute):
     """Records of the protocol's format, with numbers made up by a rule that the notebook must find again."""
     from suite.metrics import METRICS
 
@@ -101,7 +118,7 @@ def test_end_tasks_are_shown_once_they_are_there(tmp_path):
             (folder / f"driving-{arm}-seed{seed}.json").write_text(json.dumps(content))
     notebook = book("tables_1_to_4_end_tasks")
     notebook.cells[1].source = notebook.cells[1].source.replace('ROOT / "results"', f"ROOT / {str(folder.parent)!r}")
-    fresh = notebooks.executed(notebook, "tables")
+    fresh = execute(notebook, "tables")
     shown = "\n".join(
         content for cell in fresh.cells if cell.cell_type == "code" for _, content in notebooks._shown(cell)
     )
