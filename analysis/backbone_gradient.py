@@ -34,13 +34,13 @@ from analysis.backbone.parameter_gradients import gradients, truncations
 from analysis.backbone.published import PublishedRestoration, PublishedSettings
 from analysis.backbone.restoration import Restoration
 from analysis.backbone.task_settings import TaskSettings
-from analysis.printing import print_claims
 from analysis.settings import OnSamples
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.clips import find_clips
 from suite.command_line import run_main
 from suite.losses import loss_by_name
+from suite.printing import print_claims
 from suite.records import Record
 
 EARLY_STEPS = 20

@@ -35,12 +35,12 @@ from analysis.bounds.truncation import (
     Case,
     measure_cases,
 )
-from analysis.printing import print_claims
 from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.settings import OnClips
 from chopgrad import CausalDecoder
 from suite.command_line import run_main
 from suite.losses import loss_by_name
+from suite.printing import print_claims
 from suite.records import Record
 from suite.vaes import load_vae
 

@@ -25,10 +25,10 @@ from analysis.estimation.figure import figure, table
 from analysis.estimation.look_ahead import look_ahead
 from analysis.estimation.randomised import randomised
 from analysis.estimation.sampled import sampled
-from analysis.printing import print_claims
 from analysis.settings import OnSamples
 from suite.cases import run_case
 from suite.command_line import run_main
+from suite.printing import print_claims
 
 CASES = ("look_ahead", "randomised", "sampled", "adaptive")
 

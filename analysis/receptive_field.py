@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis.locality.influence import decode_with_leaves
-from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from chopgrad import CausalDecoder, Chop, Full
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
+from suite.printing import print_claims
 from suite.progress import track
 from suite.records import Record, provenance, read_record, write_record
 from suite.vaes import load_vae

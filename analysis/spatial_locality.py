@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from analysis.locality.influence import decode_with_leaves
-from analysis.printing import print_claims
 from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
@@ -26,6 +25,7 @@ from chopgrad import CausalDecoder
 from suite.bootstrap import mean_interval
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
+from suite.printing import print_claims
 from suite.records import Record
 from suite.tables import with_interval
 from suite.vaes import load_vae

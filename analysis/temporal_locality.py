@@ -22,12 +22,12 @@ from analysis.locality.claims import claims, course_claim
 from analysis.locality.figure import figure
 from analysis.locality.fits import summarise
 from analysis.locality.influence import frobenius_norm, frobenius_samples, operator_norms
-from analysis.printing import print_claims
 from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.receptive_field import untrained
 from analysis.settings import OnClips
 from chopgrad import CausalDecoder
 from suite.command_line import run_main
+from suite.printing import print_claims
 from suite.records import Record
 from suite.vaes import load_vae
 

@@ -29,10 +29,10 @@ from analysis.bounds.truncation import (
     smallest_enough,
 )
 from analysis.locality.influence import frobenius_norm, frobenius_samples, operator_norms
-from analysis.printing import print_claims
 from analysis.real_clips import output_folder
 from suite.claims import Claim, Verdict
 from suite.command_line import run_main
+from suite.printing import print_claims
 from suite.progress import track
 from suite.records import Record, provenance, read_record, write_record
 

@@ -28,7 +28,6 @@ from analysis.backbone.parameter_gradients import gradients
 from analysis.backbone.restoration import Restoration, in_full_precision
 from analysis.backbone.samples import Samples
 from analysis.backbone.task_settings import TaskSettings
-from analysis.printing import print_claims
 from analysis.settings import OnTask
 from analysis.training.figure import figure, table
 from analysis.training.gaps import DISTANCES, end_claims, gaps, label
@@ -37,6 +36,7 @@ from chopgrad import Chop, Full, Strategy, frame_loss
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
 from suite.command_line import run_main
+from suite.printing import print_claims
 from suite.progress import track
 from suite.records import Record
 
