@@ -7,7 +7,7 @@ from chopgrad import CausalDecoder, FrameGroup
 
 
 class LinearDecoder(CausalDecoder):
-    """One frame per latent; dx_i/dz_j = rho^(i-j) A."""
+    """One frame per latent; dx_i/dz_j = rho^(i-j) A. Two pieces: the recurrence, and the mixing of its channels."""
 
     def __init__(self, rho, channels=4, seed=0):
         vae = nn.Module()
@@ -23,9 +23,18 @@ class LinearDecoder(CausalDecoder):
     def frame_groups(self, latent_frames):
         return [FrameGroup(slice(i, i + 1), slice(i, i + 1)) for i in range(latent_frames)]
 
-    def step(self, z, state):
-        state = z if state is None else self.rho * state + z
-        return torch.einsum("kc,bcthw->bkthw", self.vae.mixing, state), state
+    def blocks(self):
+        def recurrence(features, state):
+            state = features[0] if state is None else self.rho * state + features[0]
+            return (state,), state
+
+        def mixing(features, state):
+            return (torch.einsum("kc,bcthw->bkthw", self.vae.mixing, features[0]),), state
+
+        return [[[recurrence], [mixing]]]
+
+    def initial_state(self):
+        return None, None
 
     def parameters(self):
         yield self.vae.mixing
