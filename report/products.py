@@ -66,11 +66,11 @@ PRODUCTS = (
         ("theory/spatial_locality*.json",), ON_CLIPS,
     ),
     Product(
-        "frontier", "How wrong is each strategy's gradient, beside its memory and time? Which targets are reached?",
+        "frontier", "What does each strategy cost, and how wrong is its gradient? Which targets are reached?",
         ("bench-cpu.md", "bench-cpu-frontier.png"), ("gradient_error/*.json",), "`tox -e bench`",
     ),
     Product(
-        "Sec. 3.2", "Do the bounds of the truncation error hold, and the rule for D? (All verdicts: theory.md)",
+        "Sec. 3.2", "Do the bounds of the truncation error hold, and the rule for D? (Every claim: theory.md)",
         ("theory.md", "theory/error_bound.png"), ("theory/error_bound*.json",), ON_CLIPS,
     ),
     Product(
