@@ -20,6 +20,7 @@ from chopgrad import Chop, Exact, Full, Sampled
 from chopgrad.memory import PeakMemory
 from tests.brute_force import PairwiseAdjoint, relative_error
 from tests.models import VAES, build, latents_for
+from tests.processes import on_workers
 
 EXACT = [Full(), Exact(), Exact(every=2), Exact(offload=True, pieces=True), Chop(9), Chop(4, block=2, recompute=True)]
 TRUNCATED = [Chop(0), Chop(1), Chop(1, block=2), Chop(2, block=3, recompute=True, pieces=True)]
@@ -433,7 +434,6 @@ class Deciding(nn.Module):
 
 
 def worker(rank, store):
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for strategy in (Exact(offload=True, pieces=True), Chop(1)):
         models = [Deciding(strategy) for _ in range(3)]
@@ -453,7 +453,7 @@ def worker(rank, store):
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_inside_distributed_data_parallel(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"),), nprocs=2)
+    on_workers(worker, str(tmp_path / "store"))
 
 
 # float16

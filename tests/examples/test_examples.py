@@ -1,9 +1,8 @@
 """The examples run as a reader runs them, learn something, and stay short enough to be read at a glance."""
 
 import importlib.util
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from statistics import median
@@ -22,14 +21,19 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMALL_VIDEO = ("--frames", "9", "--size", "16", "16")
 
 
-def run(name, *arguments):
-    """Numbers printed by an example, by the word before them, step by step."""
-    command = [sys.executable, f"examples/{name}.py", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return numbers(done.stdout), done.stdout
+@pytest.fixture
+def run(capsys, monkeypatch, fresh_accelerate):
+    """``python examples/NAME.py ARGUMENTS``, here: numbers printed, by the word before them, step by step."""
+
+    def command_line(name, *arguments):
+        path, before = str(ROOT / "examples" / f"{name}.py"), torch.get_rng_state()
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        runpy.run_path(path, run_name="__main__")
+        torch.set_rng_state(before)
+        printed = capsys.readouterr().out
+        return numbers(printed), printed
+
+    return command_line
 
 
 def numbers(text):
@@ -38,7 +42,7 @@ def numbers(text):
 
 
 def example(name):
-    """The module, for its functions: without a process of its own, which would import diffusers again."""
+    """The module, for its functions."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -62,7 +66,7 @@ def relative_error(found, expected):
     return max((a - b).norm() / b.norm() for a, b in zip(found, expected, strict=True))
 
 
-def test_a_pixel_loss_trains_a_transformer():
+def test_a_pixel_loss_trains_a_transformer(run):
     steps, text = run("pixel_loss", *SMALL_VIDEO, "--steps", "24")
     latent, pixel = ([float(x) for x in re.findall(rf"{kind} loss (\S+)", text)] for kind in ("latent", "pixel"))
     assert len(latent) == len(pixel) == len(steps) == 24
@@ -77,7 +81,7 @@ def test_a_pixel_loss_trains_a_transformer():
     assert not any(step in text for step in later)  # the pixel loss's gradient made another transformer
 
 
-def test_a_reward_is_raised():
+def test_a_reward_is_raised(run):
     steps, _ = run("reward_gradient", "--latent-frames", "3", "--latent-size", "4", "4", "--steps", "8")
     rewards = [step["reward"] for step in steps]
     assert len(rewards) == 8
@@ -215,7 +219,7 @@ def test_guidance_has_the_plain_gradient():
         ("decoder_finetuning", ("--frames", "5", "--size", "8", "8", "--steps", "1", "--subfolder", "vae")),
     ],
 )
-def test_the_published_layout_is_taken(pipeline, name, arguments):
+def test_the_published_layout_is_taken(run, pipeline, name, arguments):
     steps, _ = run(name, "--pretrained", str(pipeline), *arguments)
     assert len(steps) == 1
 
@@ -254,6 +258,8 @@ def test_examples_are_short(path):
 
 
 def test_every_example_is_tested():
+    """Here, but for ``check_a_decoder``, whose output is in the docs."""
     assert {path.stem for path in EXAMPLES} == {
-        "decoder_finetuning", "gan_step", "guidance", "pipeline_reward", "pixel_loss", "reward_gradient",
+        "check_a_decoder", "decoder_finetuning", "gan_step", "guidance", "pipeline_reward", "pixel_loss",
+        "reward_gradient",
     }  # fmt: skip

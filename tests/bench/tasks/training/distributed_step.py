@@ -1,4 +1,4 @@
-"""One update of a training, its gradients written to a file; started by ``accelerate launch`` from a test.
+"""One update of a training, its gradients written to a file; by the processes of a test, or by ``accelerate launch``:
 
     accelerate launch --multi_gpu --num_processes 2 tests/.../distributed_step.py SETTINGS GRADIENTS 2 [fsdp]
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import bench.tasks.training.train
 from bench.tasks.data.order import Order
-from bench.tasks.training.settings import settings_from
+from bench.tasks.training.settings import TrainSettings, settings_from
 from bench.tasks.training.train import Training
 
 
@@ -38,17 +38,25 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
-def main() -> None:
-    settings, out = settings_from(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
-    if sys.argv[4:] == ["fsdp"]:
+def on_worker(rank: int, settings: TrainSettings, out: Path, count: int, fsdp: bool, store: Path) -> None:
+    """The same in one of ``count`` processes, which meet at a file."""
+    if count > 1:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}.items():
+            os.environ[name] = str(value)
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    one_update(settings, out, count, fsdp)
+
+
+def one_update(settings: TrainSettings, out: Path, count: int, fsdp: bool) -> None:
+    if fsdp:
         bench.tasks.training.train.Accelerator = sharding_on_cpu
     # A last layer of zeros would let no gradient through to the others.
     torch.nn.init.zeros_ = lambda tensor: torch.nn.init.normal_(tensor, std=0.02)
     training = Training(settings)
     a = training.accelerator
-    assert a.num_processes == int(sys.argv[3])
+    assert a.num_processes == count
     sharded = any(hasattr(p, "full_tensor") for p in training.model.parameters())
-    assert sharded == (sys.argv[4:] == ["fsdp"])
+    assert sharded == fsdp
     order = Order(len(training.data), settings.batch, settings.seed, 0, 1, a.process_index, a.num_processes)
     found: dict[str, torch.Tensor] = {}
     original = training._clip_and_share
@@ -77,4 +85,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_update(
+        settings_from(json.loads(Path(sys.argv[1]).read_text())),
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        sys.argv[4:] == ["fsdp"],
+    )

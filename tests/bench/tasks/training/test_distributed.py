@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -10,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 import chopgrad
 from chopgrad import Chop
 from tests.models import build, latents_for
+from tests.processes import on_workers
 
 WORKERS = 2
 
@@ -43,4 +43,4 @@ def worker(rank, store):
 
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="needs gloo")
 def test_two_workers(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"),), nprocs=WORKERS)
+    on_workers(worker, str(tmp_path / "store"), count=WORKERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
+import runpy
 import subprocess
 import sys
 import time
@@ -22,6 +22,9 @@ from bench.tasks.training.train import Training
 from suite.clips import read_frames
 from suite.motion import moving_clip
 from suite.records import ROOT
+from tests import processes
+from tests.bench.tasks.training.distributed_step import on_worker
+from tests.processes import on_workers
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 NAMES = {"arm": "gradient"}  # what the command line calls it
@@ -40,16 +43,16 @@ def settings(tmp_path, cache) -> TrainSettings:
     )  # fmt: skip
 
 
-def start(settings: TrainSettings, *before: str) -> subprocess.Popen:
-    """The command line in a process of its own."""
+def command_line(settings: TrainSettings) -> None:
+    """``python -m bench.tasks train``, in this process."""
     words = []
     values = settings.everything() | {"cpu": None, "gradient_checkpointing": None}
     for name, value in values.items():
         if value is not None:
             shown = [str(x) for x in value] if isinstance(value, list | tuple) else [str(value)]
             words += [f"--{NAMES.get(name, name).replace('_', '-')}", *shown]
-    command = [sys.executable, *before, "-m", "bench.tasks", "train", "--cpu", *words]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    sys.argv = ["bench.tasks", "train", "--cpu", *words]
+    runpy.run_module("bench.tasks", run_name="__main__", alter_sys=True)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -81,19 +84,19 @@ def test_a_killed_run_ends_with_the_same_bits(settings):
     torch.set_num_threads(1)
     Training(whole).run()
 
-    process = start(settings)
+    process = processes.start(command_line, settings)
     for _ in range(1200):
         log = settings.out / "losses.jsonl"
         if log.exists() and '"step": 3' in log.read_text():
             break
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert process.is_alive(), "the run failed; its error is in the captured output"
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     assert not (settings.out / "finished.json").exists(), "the kill came too late for this test to mean anything"
-    again = start(settings)
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors.decode()
+    again = processes.start(command_line, settings)
+    again.join()
+    assert again.exitcode == 0
     ours, theirs = weights(settings.out), weights(whole.out)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -101,16 +104,42 @@ def test_a_killed_run_ends_with_the_same_bits(settings):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
-def test_two_processes_have_the_gradient_of_one(settings, sharing, tmp_path):
+@pytest.fixture(params=["ddp", "fsdp"])
+def shared(request, settings) -> tuple[TrainSettings, bool]:
+    """One update of a batch of two, and whether the model is sharded; with DDP the decoder's gradients are shared."""
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
-    task = "driving" if sharing == "ddp" else "inpainting"  # the decoder's gradients are shared too
-    settings = dataclasses.replace(
-        settings, task=task, batch=2, arm="chop-1" if sharing == "ddp" else "latent", steps=1
-    )
+    fsdp = request.param == "fsdp"
+    task, arm = ("inpainting", "latent") if fsdp else ("driving", "chop-1")
+    return dataclasses.replace(settings, task=task, arm=arm, batch=2, steps=1), fsdp
+
+
+def test_two_processes_have_the_gradient_of_one(shared, tmp_path):
+    settings, fsdp = shared
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"gradients-{count}.safetensors"
+        on_workers(on_worker, settings, out, count, fsdp and count == 2, tmp_path / "store", count=count)
+        found.append(load_file(out))
+    same_gradients(settings, fsdp, *found)
+
+
+def same_gradients(settings: TrainSettings, fsdp: bool, one: dict, two: dict) -> None:
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    assert sum(bool(g.any()) for g in one.values()) > 20
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6 * one[name].abs().max().item() + 1e-9), name
+    if fsdp:
+        assert load_file(settings.out / "transformer/diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_processes(shared, tmp_path):
+    """The same, started as a user starts them: five processes that import everything."""
+    settings, fsdp = shared
     (tmp_path / "settings.json").write_text(json.dumps(settings.everything()))
-    script, found = str(ROOT / "tests" / "distributed_step.py"), []
+    script, found = str(Path(__file__).with_name("distributed_step.py")), []
     # accelerate's own launcher for several CPU processes needs MPI; that for several GPUs starts any processes, and the
     # training's setting ``cpu`` lets them meet over gloo.
     launches = (["--cpu", "--num_processes", "1"], ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"])
@@ -118,21 +147,14 @@ def test_two_processes_have_the_gradient_of_one(settings, sharing, tmp_path):
         out = tmp_path / f"gradients-{number}.safetensors"
         command = [sys.executable, "-m", "accelerate.commands.launch", *launch, script]
         command += [str(tmp_path / "settings.json"), str(out), str(number + 1)]
-        command += ["fsdp"] * (sharing == "fsdp" and number == 1)
+        command += ["fsdp"] * (fsdp and number == 1)
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=400,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(load_file(out))
-    one, two = found
-    assert one.keys() == two.keys()
-    assert len(one) > 20
-    assert sum(bool(g.any()) for g in one.values()) > 20
-    for name in one:
-        assert torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6 * one[name].abs().max().item() + 1e-9), name
-    if sharing == "fsdp":
-        assert load_file(settings.out / "transformer/diffusion_pytorch_model.safetensors")
+    same_gradients(settings, fsdp, *found)
 
 
 def test_accumulation_is_a_larger_batch(settings):
