@@ -33,8 +33,8 @@ JUDGED_BY = f"""\
 Fig. 6 of arXiv 2603.17812, for `Chop(D)` at distances that are shorter than the video. *Linear*: R^2 of a line is at
 least {STRAIGHT}; *does not depend*: the longest video takes at most {CONSTANT} times the peak of the shortest."""
 OWN_TARGETS = """\
-What this project set itself to reach, beyond what the paper says. *NOT reached* is no fault of a measurement: the
-numbers say by how much, and the last column where they come from."""
+What this project set itself to reach, beyond what the paper says; not all of it is reached. The last column says
+where the numbers come from (*stand-in*: measured, of the same work without transfers)."""
 
 
 def report(folder: Path, cases: Sequence[Case], name: str) -> str:
