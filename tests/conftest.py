@@ -1,10 +1,50 @@
 """No test may reach for a hub; this must be said before the first import of huggingface_hub."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+TESTS = Path(__file__).parent
+LONG = (
+    "chopgrad/test_planner.py",
+    "report/test_notebooks.py",
+    "examples/test_examples.py",
+    "chopgrad/test_gradient.py",
+    "chopgrad/test_lifetime.py",
+    "chopgrad/test_decode.py",
+    "analysis/test_temporal_locality.py",
+    "chopgrad/test_any_loss.py",
+    "bench/test_bench.py",
+    "bench/tasks/test_tables.py",
+    "analysis/test_devices.py",
+    "weights/test_train.py",
+    "bench/tasks/training/test_train.py",
+    "report/test_html_page.py",
+    "analysis/test_real_models.py",
+    "test_packaging.py",
+    "chopgrad/test_group_losses.py",
+    "analysis/test_training_bias.py",
+)
+"""Files that take longest, in order: begun last, one of them would keep a single worker busy at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {TESTS / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays on one worker, which makes what its tests share once."""
+    from xdist.scheduler import LoadFileScheduling  # the library's own tests may run without it
+
+    if config.getoption("dist") != "load":
+        return None
+    config.option.loadscopereorder = False  # it would begin with the files of most tests
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from suite import cases
 from suite.records import ROOT, read_record
 from tests.models import build
 
+pytestmark = pytest.mark.usefixtures("small_films")
 TINY = TaskSettings(frames=9, size=16, width=32, layers=1, warm_up_steps=2, warm_up_clips=4)
 
 

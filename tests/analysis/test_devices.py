@@ -1,21 +1,20 @@
 """What is measured on a device lies on it, and what is kept of it on the CPU; shown on a stand-in for a GPU."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from analysis import backbone_gradient, estimators, training_bias
-from analysis.backbone import samples
 from analysis.backbone.published import PublishedSettings
 from analysis.backbone.restoration import Restoration
 from analysis.backbone.task_settings import TaskSettings
+from analysis.training import gaps
 from suite import cases
-from suite.clips import HELD_OUT_CLIPS, packaged_clip
 from tests.analysis.test_real_models import pipeline
 from tests.elsewhere import DEVICE, strict
 from tests.models import build
+
+pytestmark = pytest.mark.usefixtures("small_films")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +28,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_is_kept(tmp_path, monkeypatch):
-    """Of weights without values; and the films are small ones."""
-    monkeypatch.setattr(samples, "training_films", lambda: tuple(packaged_clip(name) for name in HELD_OUT_CLIPS))
+    """Of weights without values."""
     monkeypatch.setattr(Restoration.warmed_up, "__defaults__", (0, tmp_path / "cache"))
 
 
@@ -59,7 +57,7 @@ def test_everything_is_made_on_the_device_of_the_settings(settings):
     ("script", "config"),
     [
         (backbone_gradient, {"count": 4, "resamples": 2, "blocks": (1, 2), "cases": ("training-mse",)}),
-        (estimators, {"count": 4, "calls": 1, "repeats": 1, "tolerances": (0.5,)}),
+        (estimators, {"count": 4, "calls": 1, "repeats": 1, "tolerances": (0.5,), "distances": (1,)}),
         (training_bias, {"seeds": 1, "steps": 1, "toy_seeds": 1, "toy_steps": 2, "decays": (0.5,), "noises": (0.0,)}),
     ],
     ids=["backbone_gradient", "estimators", "training_bias"],
@@ -67,10 +65,11 @@ def test_everything_is_made_on_the_device_of_the_settings(settings):
 def test_the_scripts_mix_no_devices(settings, tmp_path, monkeypatch, script, config):
     asked = []
     real = cases.provenance
+    for module in (training_bias, gaps):
+        monkeypatch.setattr(module, "DISTANCES", (1, None))
     monkeypatch.setattr(cases, "provenance", lambda device="cpu": asked.append(device) or real(device))
     with strict():
-        task = settings if script is backbone_gradient else replace(settings, frames=13)  # these need four groups
-        script.main(script.Config(task=task, out=tmp_path / "out", **config))
+        script.main(script.Config(task=settings, out=tmp_path / "out", **config))
     assert set(asked) - {"cpu"} == {DEVICE}
 
 

@@ -162,7 +162,7 @@ def test_verdicts_on_randomised_truncation(truncated_error, crossing, verdicts):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, small_films):
     """The whole script on a small random VAE: the folder of its VAE and that of its records."""
     folder = tmp_path_factory.mktemp("estimators")
     build("wan2.1", torch.float32).save_pretrained(folder / "vae")

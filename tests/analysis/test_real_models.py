@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from analysis import backbone_gradient, error_bound, gradient_bias, spatial_locality, temporal_locality
+from analysis.locality import fits
 from analysis.real_clips import Crops
 from chopgrad import Full
 from chopgrad.__main__ import main as chopgrad_command
@@ -141,6 +143,7 @@ SMALL = Crops(None, count=1, frames=9, size=(24, 24))
 def test_the_theory_runs_on_a_part_of_a_pipeline(tmp_path, monkeypatch, script):
     name = "Wan2.1-T2V-1.3B-Diffusers"
     folder = pipeline(tmp_path / name)
+    monkeypatch.setattr(fits, "compare", partial(fits.compare, resamples=20))
     if script is error_bound:
         monkeypatch.setattr(script.Config, "crops", lambda self, _: SMALL)
     else:
@@ -207,6 +210,7 @@ def test_the_page_has_a_command_for_every_analysis():
     assert config.task.dtype == "bfloat16" and config.published.gradient_checkpointing
 
 
+@pytest.mark.usefixtures("small_films")
 @pytest.mark.parametrize("script", ["estimators", "training_bias"])
 def test_the_small_backbone_learns_on_a_part_of_a_pipeline(tmp_path, script):
     folder = pipeline(tmp_path / "p")

@@ -1,12 +1,14 @@
 """Temporal locality: fits and verdicts on influences that are known, and the measurement on a small real VAE."""
 
 import json
+from functools import cache, partial
 
 import numpy as np
 import pytest
 
 import chopgrad
 from analysis import real_clips, temporal_locality
+from analysis.locality import fits
 from analysis.locality.claims import claims, course_claim
 from analysis.locality.fits import beyond, curve, held_out_bound, summarise
 from analysis.real_clips import Crops, measure_crops
@@ -37,8 +39,13 @@ def flat(d):
     return 3.0 + 0 * d
 
 
+@cache
+def summary(law, scales=(1.0, 1.0, 1.0)):
+    return summarise(samples(law, scales))
+
+
 def verdicts(law, scales=(1.0, 1.0, 1.0), young=flat):
-    return [c.verdict for c in claims("x", summarise(samples(law, scales)), summarise(samples(young)))]
+    return [c.verdict for c in claims("x", summary(law, scales), summary(young))]
 
 
 def test_curve_and_share_of_a_known_sample():
@@ -51,7 +58,7 @@ def test_curve_and_share_of_a_known_sample():
 
 
 def test_alpha_is_recovered():
-    fitted = summarise(samples(decay))
+    fitted = summary(decay)
     _, low, high = fitted["alpha_per_group"]
     assert low <= 0.7 <= high
     assert high - low < 0.02
@@ -84,7 +91,7 @@ def test_a_bound_is_tested_on_clips_that_it_was_not_fitted_on():
 
 
 def test_the_course_of_training():
-    young, old = summarise(samples(flat)), summarise(samples(decay))
+    young, old = summary(flat), summary(decay)
     assert course_claim({0: young, 50: old}).verdict == "holds"
     assert course_claim({50: young, 0: old}).verdict == "fails"
     assert course_claim({0: young, 50: young}).verdict == "undecided"
@@ -100,6 +107,7 @@ def test_the_shape_of_a_measurement():
 
 
 def main(source, out, monkeypatch, **changes):
+    monkeypatch.setattr(fits, "compare", partial(fits.compare, resamples=20))
     monkeypatch.setattr(temporal_locality.Config, "small_crops", Crops(source / "clips", 2, 9, (8, 8)))
     config = temporal_locality.Config(vaes=(str(source / "vae"),), clips=source / "clips", out=out, **changes)
     temporal_locality.main(config)

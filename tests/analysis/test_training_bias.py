@@ -163,7 +163,7 @@ def test_verdicts_on_the_toy_with_noise():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, small_films):
     folder = tmp_path_factory.mktemp("training")
     build("wan2.1", torch.float32).save_pretrained(folder / "vae")
     return folder

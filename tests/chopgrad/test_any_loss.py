@@ -277,7 +277,7 @@ relaxed = {
 
 @pytest.mark.filterwarnings("ignore:.*parameters of the decoder", "ignore:The loss depends on tensors")
 @given(case=cases())
-@settings(max_examples=300, **relaxed)
+@settings(max_examples=120, **relaxed)
 def test_every_gradient_is_that_of_plain_back_propagation(case):
     check(case)
 

@@ -57,19 +57,17 @@ def compare(vae, z, target, loss_fn, strategies, context_frames=0, clamp=True, c
 
 
 def dial(groups):
+    """Offloading strategies move nothing on a CPU: ``test_offload`` has them where they do."""
     chops = [
-        Chop(d, block=w, recompute=r, offload=o)
-        for d, w, r, o in itertools.product(
-            {0, 1, 2, groups}, {1, 2, 3, groups, groups + 1}, [False, True], [False, True]
-        )
+        Chop(d, block=w, recompute=r)
+        for d, w, r in itertools.product({0, 1, 2, groups}, {1, 2, 3, groups, groups + 1}, [False, True])
     ]
     pieces = [
         Chop(d, block=w, recompute=True, pieces=True) for d, w in itertools.product({0, 1, groups}, {1, 2, groups})
     ]
-    exact = [
-        Exact(offload=o, every=k, pieces=p) for o, k, p in itertools.product([False, True], [1, 2, 3], [False, True])
-    ]
-    return [Full(), *exact, *chops, *pieces]
+    exact = [Exact(every=k, pieces=p) for k, p in itertools.product([1, 2, 3], [False, True])]
+    offloading = [Exact(offload=True, every=2), Chop(1, block=2, offload=True)]
+    return [Full(), *exact, *chops, *pieces, *offloading]
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5])

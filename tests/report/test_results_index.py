@@ -157,38 +157,48 @@ def test_the_script_of_a_command(command, script):
     assert script_of(command) == script
 
 
-def test_every_record_depends_on_the_library():
-    history = History()
-    for row in rows(RESULTS, history):
+@pytest.fixture(scope="module")
+def history():
+    """That of the project, whose commits are compared once."""
+    return History()
+
+
+@pytest.fixture(scope="module")
+def listed(history):
+    return rows(RESULTS, history)
+
+
+def test_every_record_depends_on_the_library(history, listed):
+    for row in listed:
         for record in row.records:
             assert "chopgrad/__init__.py" in history.dependencies(record), record.path.name
 
 
-def test_the_page_is_up_to_date():
-    assert differences(RESULTS, History(), marks=False) == [], "run python -m report.results_index"
+def test_the_page_is_up_to_date(history):
+    assert differences(RESULTS, history, marks=False) == [], "run python -m report.results_index"
 
 
-def test_every_record_has_its_place():
-    found = rows(RESULTS, History())
-    assert [row.product.records for row in found if row.records and not row.product.question] == []
-    counted = [record.path for row in found for record in row.records]
+def test_every_record_has_its_place(listed):
+    assert [row.product.records for row in listed if row.records and not row.product.question] == []
+    counted = [record.path for row in listed for record in row.records]
     assert len(counted) == len(set(counted)) == len(list(RESULTS.rglob("*.json")))
 
 
-def test_a_product_without_records_is_named_as_missing(tmp_path):
+def test_a_product_without_records_is_named_as_missing(tmp_path, history):
     (tmp_path / "theory").mkdir()
     shutil.copy(RESULTS / "theory" / "toys.json", tmp_path / "theory")
     (tmp_path / "new").mkdir()
     shutil.copy(RESULTS / "theory" / "toys.json", tmp_path / "new" / "a.json")
     (tmp_path / "broken.json").write_text("{")
-    text = page(tmp_path, rows(tmp_path, History()))
+    text = page(tmp_path, rows(tmp_path, history))
     made, missing = text.split("## Not measured yet")
     assert "| [theory/toys.json](theory/toys.json) | 1 |" in made and "`new/*.json` | 1 |" in made
     assert missing.count("\n- ") == len(PRODUCTS) - 1
     assert read_record(tmp_path / "new" / "a.json").provenance["commit"][:10] in made
 
 
-def test_check_and_why(tmp_path, capsys):
+def test_check_and_why(tmp_path, capsys, history, monkeypatch):
+    monkeypatch.setattr(results_index, "History", lambda: history)
     shutil.copytree(RESULTS / "reconstruction", tmp_path / "reconstruction")
     path = tmp_path / "reconstruction" / "cogvideox.json"
     record = json.loads(path.read_text())
@@ -206,14 +216,15 @@ def test_check_and_why(tmp_path, capsys):
         results_index.main(Config(check=True, results=tmp_path))
     capsys.readouterr()
     results_index.main(Config(why=True, results=tmp_path))
-    word = "made by uncommitted code: chopgrad/" if History().known else "unknown: no file"
-    assert f"reconstruction/*.json: {1 if History().known else 2} {word}" in capsys.readouterr().out
-    assert len(reasons(rows(tmp_path, History()))) >= 1
+    word = "made by uncommitted code: chopgrad/" if history.known else "unknown: no file"
+    assert f"reconstruction/*.json: {1 if history.known else 2} {word}" in capsys.readouterr().out
+    assert len(reasons(rows(tmp_path, history))) >= 1
     with pytest.raises(NotADirectoryError, match="'none' is not a folder"):
         results_index.main(Config(results=tmp_path / "none"))
 
 
-def test_an_archive_without_git_checks_all_but_the_marks(tmp_path):
+def test_an_archive_without_git_checks_all_but_the_marks(tmp_path, history, monkeypatch):
+    monkeypatch.setattr(results_index, "History", lambda: history)
     shutil.copytree(RESULTS / "reconstruction", tmp_path / "reconstruction")
     results_index.main(Config(results=tmp_path))
     nowhere = History(tmp_path)

@@ -104,6 +104,9 @@ def small(monkeypatch):
         settings |= {"run": folder / "run", "out": folder / "model"}
         return train.Config(model=name, **(settings | changes))
 
+    batch = train.Diet.batch  # of steps that are none, the latents' statistics are taken
+    few = lambda self, step, *shape: batch(self, step, *(shape if step < 10_000_000 else (1, 9)))  # noqa: E731
+    monkeypatch.setattr(train.Diet, "batch", few)
     wide = train.build  # CogVideoX is built as it is; the random models of the tests are no autoencoders
     tiny = {"wan2.1": lambda name, channels: build(name, torch.float32).requires_grad_(True).train(), "cogvideox": wide}
     monkeypatch.setattr(train, "build", lambda name, channels: tiny[name](name, channels))

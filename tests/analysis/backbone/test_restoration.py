@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
+from analysis.backbone import samples as samples_module
 from analysis.backbone.coordinates import sampled_coordinates
 from analysis.backbone.restoration import Restoration, join_groups
-from analysis.backbone.samples import training_films
 from analysis.backbone.task_settings import TaskSettings
 from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes
 from bench.tasks.deblurring import Deblurring
@@ -18,6 +18,8 @@ from chopgrad import Chop, Full
 from suite.pairwise import truncated
 from tests.models import build
 
+pytestmark = pytest.mark.usefixtures("small_films")
+FILMS = samples_module.training_films()
 SETTINGS = TaskSettings(frames=9, size=16, width=32, layers=1, warm_up_steps=3, warm_up_clips=4)
 
 
@@ -34,7 +36,7 @@ def task(folder):
 
 
 @pytest.fixture(scope="module")
-def samples(task):
+def samples(task, small_films):
     return task.samples(4, seed=1)
 
 
@@ -48,7 +50,10 @@ def backbone(task):
 
 
 def test_clips_of_the_training_diet(task, samples):
-    assert samples.sources == ["generated 10000", "bigbuckbunny.mp4", "generated 10002", "bikes.mp4"]
+    assert [film.name for film in FILMS] == ["bigbuckbunny.mp4", "bikes.mp4"]
+    (film,) = (film.name for film in samples_module.training_films())
+    assert samples.sources == ["generated 10000", film, "generated 10002", film]
+    assert task.samples(2, seed=1, films=FILMS).sources == ["bigbuckbunny.mp4", "bikes.mp4"]
     assert samples.clean.shape == (4, 3, 9, 16, 16)
     assert samples.condition.shape == samples.latents.shape == (4, 4, 5, 8, 8)
     assert samples.clean.abs().max() <= 1
@@ -68,7 +73,7 @@ def test_latents_are_normalised(task, samples):
 
 def test_clips_and_model_are_those_of_the_end_task(task, samples, backbone):
     """What the theory measures is what ``bench.tasks`` trains."""
-    deblurring = Deblurring(films=training_films(), mixed=True)
+    deblurring = Deblurring(films=samples_module.training_films(), mixed=True)
     pairs = Pairs(deblurring, task.decoder, "", [10_001], ClipShape(9, 16, 16), None)[0]
     assert torch.equal(samples.clean[1], from_bytes(pairs["target"]))
     assert torch.equal(samples.condition[1], pairs["condition_latents"])
@@ -198,5 +203,5 @@ def test_bad_settings(task, changes, sentence):
 
 def test_films_that_are_too_short(task):
     long = Restoration(dataclasses.replace(task.settings, frames=301))
-    with pytest.raises(ValueError, match=r"'bigbuckbunny.mp4' has \d+ frames, but 301 are needed"):
+    with pytest.raises(ValueError, match=r"'carphone_pristine.mp4' has \d+ frames, but 301 are needed"):
         long.samples(2, seed=0)
