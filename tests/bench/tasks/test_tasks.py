@@ -100,7 +100,8 @@ def test_preview_writes_a_sheet(tmp_path):
 def test_list_names_tasks_losses_and_arms(capsys):
     cli(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[len(TASKS) : len(TASKS) + 2] == ["", "Arms:"]
+    heading = "Gradients of the pixel loss (--gradient of train), which run compares as arms:"
+    assert lines[len(TASKS) : len(TASKS) + 2] == ["", heading]
     assert [line.partition(":")[0] for line in lines[len(TASKS) + 2 :]] == list(ARMS)
     assert "super-resolution: 1 mse (pixel) + 0.1 dists (pixel)" in lines
     assert "driving: 1 mse (pixel); the decoder trains too" in lines
