@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG, TESTS
+
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "chopgrad": set(),
@@ -73,3 +75,7 @@ def test_a_circle_is_found():
 def test_every_import_is_seen():
     source = "import a.b\nfrom c import d\nfrom . import e\ndef f():\n    from g.h import i\n"
     assert set(imported(source)) == {"a", "c", "g"}
+
+
+def test_the_files_that_begin_are_there():
+    assert [name for name in LONG if not (TESTS / name).is_file()] == []

@@ -1,5 +1,6 @@
 """Predictions against real runs of the same code, and the command line."""
 
+import itertools
 import json
 import sys
 import warnings
@@ -58,12 +59,25 @@ def measured(name, latents, shape, strategy, *, loss, frames_loss, trainable):
 
 
 FORMS = ["streamed", "whole"]
+EVERY_CASE = [*itertools.product(VAES, ["mse"], [False, True], FORMS), *(("wan2.2", "lpips", False, f) for f in FORMS)]
+IN_SHORT = [
+    *itertools.product(["wan2.1"], ["mse"], [False, True], FORMS),
+    *itertools.product(["cogvideox"], ["mse"], [False], FORMS),
+    ("cogvideox", "mse", True, "streamed"),
+    ("wan2.2", "mse", False, "streamed"),
+    ("wan2.2", "mse", True, "whole"),
+    ("wan2.2", "lpips", False, "streamed"),
+    ("qwen", "mse", False, "whole"),
+]
+"""Each VAE, loss and form, and decoders that train with both: the rest takes minutes."""
 
 
-@pytest.mark.parametrize("frames_loss", FORMS)
+def short_or_slow(case, short):
+    return pytest.param(*case, marks=[] if short else [pytest.mark.slow])
+
+
 @pytest.mark.parametrize(
-    ("name", "loss", "trainable"),
-    [*((name, "mse", trainable) for name in VAES for trainable in (False, True)), ("wan2.2", "lpips", False)],
+    ("name", "loss", "trainable", "frames_loss"), [short_or_slow(case, case in IN_SHORT) for case in EVERY_CASE]
 )
 def test_predictions_are_what_a_run_takes(folders, name, loss, trainable, frames_loss, recwarn):
     """A video long enough that the planner extrapolates. Strategies without offload, which the CPU does not do."""
@@ -110,9 +124,16 @@ def test_working_operators_out_once_changes_no_byte(folders, name, trainable, mo
     assert bytes_of(folders, name, count, **settings) == found
 
 
-@pytest.mark.parametrize("frames_loss", FORMS)
 @pytest.mark.parametrize(
-    ("name", "count", "loss"), [("wan2.1", 9, "mse"), ("cogvideox", 16, "mse"), ("wan2.1", 7, "lpips")]
+    ("name", "count", "loss", "frames_loss"),
+    [
+        ("wan2.1", 9, "mse", "streamed"),
+        ("wan2.1", 9, "mse", "whole"),
+        ("cogvideox", 16, "mse", "streamed"),
+        ("wan2.1", 7, "lpips", "whole"),
+        short_or_slow(("cogvideox", 16, "mse", "whole"), False),
+        short_or_slow(("wan2.1", 7, "lpips", "streamed"), False),
+    ],
 )
 def test_a_few_groups_tell_what_all_groups_take(folders, name, count, loss, frames_loss, monkeypatch):
     strategies = EVERY_KIND if loss == "mse" else EVERY_KIND[1::2]
