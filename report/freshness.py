@@ -38,7 +38,7 @@ class Freshness:
 
     word: str
     """``current``, ``changed since``, ``made by uncommitted code``, or ``unknown``: without git, without a commit in
-    the record, or where the commit is not among the ancestors of this working tree."""
+    the record, where the commit is not among the ancestors of this working tree, or where the script is gone."""
     files: tuple[str, ...] = ()
     """What changed, relative to the project."""
 
@@ -63,7 +63,9 @@ class History:
         changed = self.changed_since(made["commit"])
         if changed is None:
             return Freshness(UNKNOWN)
-        files = tuple(sorted(changed & (needed | _weights(record))))
+        # A package that is no more has run, too.
+        packages = {(folder / "__init__.py").as_posix() for name in needed for folder in Path(name).parents}
+        files = tuple(sorted(changed & (needed | packages | _weights(record))))
         if made["dirty"]:
             return Freshness(UNCOMMITTED, files)
         return Freshness(CHANGED if files else CURRENT, files)

@@ -33,7 +33,8 @@ does the place of a file: what only moved is what it was.
 - **changed since**: something did. It does not say that the numbers are wrong; it says that nobody has shown that they
   still are right. `python -m report.results_index --why` lists the files.
 - **made by uncommitted code**: the record's commit does not tell what ran.
-- **unknown**: the commit is not known here (none was recorded, or this copy has no git history with it).
+- **unknown**: the commit is not known here (none was recorded, or this copy has no git history with it), or the script
+  of the command is gone. Scripts keep their names, so that commands stay good.
 """
 
 

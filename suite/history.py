@@ -11,11 +11,14 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 PACKAGES = ("chopgrad", "suite", "analysis", "bench", "weights")
 """What measures, or is measured; ``report`` only reads records."""
 IMPORTS = (ast.Import, ast.ImportFrom)
+PLACES = ("__file__", "__package__")
+"""Names by which a source knows where it lies: where it says one, a move is more than a move."""
 
 
 def changed(root: Path, old: str, new: str | None, paths: Sequence[str]) -> frozenset[str] | None:
@@ -43,20 +46,33 @@ def changed(root: Path, old: str, new: str | None, paths: Sequence[str]) -> froz
     after = _sources(root, new, names)
     origins = _origins(before, after, git(root, "diff", "--name-status", "-M", "-l0", *commits, "--", *paths) or "")
     modules = {_module(name): _module(origin) for name, origin in origins.items()}
+    known = _known(root, old)
     differing = {
         name
         for name, source in after.items()
         if not _same_code(before.get(origins.get(name, name)), source, origins.get(name, name), name, modules)
+        or known.get(_module(name), {name}) - {name, origins.get(name)}  # it hides another module of this name
     }
     left = {name for name in before.keys() - after.keys() if not _is_empty_package(before[name], name)}
     gone = left - {origin for name, origin in origins.items() if name not in differing}
     return frozenset(differing | gone | {name for name in names if not name.endswith(".py")})
 
 
+def _known(root: Path, commit: str) -> dict[str, set[str]]:
+    """Module -> its files, of a commit."""
+    found: dict[str, set[str]] = {}
+    for name in (git(root, "ls-tree", "-r", "--name-only", commit) or "").splitlines():
+        if name.endswith(".py"):
+            found.setdefault(_module(name), set()).add(name)
+    return found
+
+
 def git(root: Path, *words: str) -> str | None:
     """What a git command prints; None where it fails, or there is no git."""
     try:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-c", "core.quotePath=off", *words], cwd=root, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout
@@ -67,12 +83,17 @@ class _Code:
     """A source without its words.
 
     Attributes:
-        body: everything but the imports.
-        imports: (what is imported, by its whole name; what it is called here).
+        body: everything, with a mark in the place of each run of imports.
+        imports: of each run, what is imported, by its whole name, and what it is called here.
     """
 
     body: str
-    imports: frozenset[tuple[str, str]]
+    imports: tuple[tuple[tuple[str, str], ...], ...]
+
+    def moved(self, modules: Mapping[str, str]) -> _Code:
+        """The same with the names that modules had before; imports of a run in order of name, where that may be."""
+        runs = (tuple((_origin(what, modules), called) for what, called in run) for run in self.imports)
+        return _Code(self.body, tuple(run if _order_counts(run) else tuple(sorted(run)) for run in runs))
 
 
 def _sources(root: Path, commit: str | None, names: Iterable[str]) -> dict[str, str]:
@@ -122,13 +143,13 @@ def _same_code(before: str | None, after: str, old: str, new: str, modules: Mapp
     if before is None:
         return _is_empty_package(after, new)
     code = _code(after, new)
-    imports = {(_origin(what, modules), called) for what, called in code.imports}
-    earlier = _code(before, old)
-    return earlier.body == code.body and earlier.imports == imports
+    if old != new and any(f"id='{name}'" in code.body for name in PLACES):
+        return False
+    return _code(before, old).moved({}) == code.moved(modules)
 
 
 def _is_empty_package(source: str, name: str) -> bool:
-    return Path(name).name == "__init__.py" and _code(source, name) == _Code("", frozenset())
+    return Path(name).name == "__init__.py" and _code(source, name) == _Code("", ())
 
 
 def _origin(what: str, modules: Mapping[str, str]) -> str:
@@ -143,23 +164,38 @@ def _module(name: str) -> str:
     return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+def _order_counts(run: Sequence[tuple[str, str]]) -> bool:
+    """Whether a later import hides an earlier one."""
+    names = [called for _, called in run]
+    return "*" in names or len(set(names)) < len(names)
+
+
 @lru_cache(maxsize=2048)
 def _code(source: str, name: str) -> _Code:
     """Of a source that cannot be parsed, the source itself."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return _Code(source, frozenset())
-    imports: set[tuple[str, str]] = set()
+        return _Code(source, ())
+    runs: list[tuple[tuple[str, str], ...]] = []
     for node in ast.walk(tree):
         for field in ("body", "orelse", "finalbody"):
             lines = getattr(node, field, None)
             if isinstance(lines, list):
-                for line in lines:
-                    imports.update(_imported(line, name))
-                kept = [line for line in lines if not _is_text(line) and not isinstance(line, IMPORTS)]
-                setattr(node, field, kept)
-    return _Code(ast.dump(tree) if tree.body else "", frozenset(imports))
+                setattr(node, field, _marked([line for line in lines if not _is_text(line)], runs, name))
+    return _Code(ast.dump(tree) if tree.body else "", tuple(runs))
+
+
+def _marked(lines: Sequence[ast.stmt], runs: list[tuple[tuple[str, str], ...]], file: str) -> list[ast.stmt]:
+    """The lines with one mark for each run of imports, which goes to ``runs``."""
+    kept: list[ast.stmt] = []
+    for imports, group in groupby(lines, lambda line: isinstance(line, IMPORTS)):
+        if imports:
+            runs.append(tuple(pair for line in group for pair in _imported(line, file)))
+            kept.append(ast.Expr(ast.Name("imports")))
+        else:
+            kept += group
+    return kept
 
 
 def _imported(node: ast.AST, file: str) -> Iterable[tuple[str, str]]:

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)(`{1,2})((?:python|tox|chopgrad|accelerate) [^`]+)\1(?!`)")
-FOLDERS = ("chopgrad", "suite", "analysis", "bench", "report", "weights", "docs", "examples")
+FOLDERS = ("chopgrad", "suite", "analysis", "bench", "report", "weights", "examples")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "weights").rglob("*.md")])
 
 

@@ -99,6 +99,16 @@ def test_a_module_that_is_gone_or_new_is_a_change(project):
     assert mark(root, record) == (CHANGED, ("chopgrad/new.py", "suite/used.py"))
 
 
+def test_a_package_that_is_gone_is_a_change(project):
+    root, git, record = project
+    (root / "suite" / "__init__.py").write_text("x = 1\n")
+    git("commit", "-qam", "b")
+    record = replace(record, provenance=record.provenance | {"commit": git("rev-parse", "HEAD")})
+    assert mark(root, record) == (CURRENT, ())
+    (root / "suite" / "__init__.py").unlink()
+    assert mark(root, record) == (CHANGED, ("suite/__init__.py",))
+
+
 def test_a_record_stays_current_when_its_code_moves(project):
     root, git, record = project
     (root / "suite" / "room").mkdir()

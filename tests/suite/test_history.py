@@ -70,6 +70,56 @@ def test_a_pure_move_is_no_change(tmp_path, other, expected):
     assert changed(tmp_path, old, committed(git), PATHS) == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "if x:\n    from suite.a import f\nelse:\n    from suite.b import f\n",
+            "if x:\n    from suite.b import f\nelse:\n    from suite.a import f\n",
+        ),
+        (
+            "try:\n    from suite.a import f\nexcept ImportError:\n    from suite.b import f\n",
+            "try:\n    from suite.b import f\nexcept ImportError:\n    from suite.a import f\n",
+        ),
+        (
+            "def g():\n    from suite.a import f\n    return f\n\ndef h():\n    from suite.b import f\n    return f\n",
+            "def g():\n    from suite.b import f\n    return f\n\ndef h():\n    from suite.a import f\n    return f\n",
+        ),
+        ("from suite.a import f\nfrom suite.b import f\n", "from suite.b import f\nfrom suite.a import f\n"),
+        ("from suite.a import *\nfrom suite.b import *\n", "from suite.b import *\nfrom suite.a import *\n"),
+        ("import json\n\nx = 1\n", "x = 1\n\nimport json\n"),
+    ],
+)
+def test_where_an_import_stands_counts(tmp_path, before, after):
+    git = repository(tmp_path, {"suite/user.py": before})
+    old = git("rev-parse", "HEAD")
+    write(tmp_path, {"suite/user.py": after})
+    assert changed(tmp_path, old, None, PATHS) == {"suite/user.py"}
+
+
+def test_a_source_that_knows_its_place_changes_by_moving(tmp_path):
+    git = repository(tmp_path, {"suite/a.py": "from pathlib import Path\n\nROOT = Path(__file__).parent\n"})
+    old = git("rev-parse", "HEAD")
+    (tmp_path / "suite" / "room").mkdir()
+    git("mv", "suite/a.py", "suite/room/a.py")
+    assert changed(tmp_path, old, None, PATHS) == {"suite/room/a.py", "suite/a.py"}
+
+
+def test_a_module_that_hides_another_is_a_change(tmp_path):
+    git = repository(tmp_path, {"suite/a.py": SOURCE, "suite/b.py": "def f(x):\n    return 2\n"})
+    old = git("rev-parse", "HEAD")
+    (tmp_path / "suite" / "b").mkdir()
+    git("mv", "suite/a.py", "suite/b/__init__.py")
+    assert "suite/b/__init__.py" in changed(tmp_path, old, None, PATHS)
+
+
+def test_names_in_any_alphabet(tmp_path):
+    git = repository(tmp_path, {"suite/größe.py": "x = 1\n"})
+    old = git("rev-parse", "HEAD")
+    write(tmp_path, {"suite/größe.py": "x = 2\n"})
+    assert changed(tmp_path, old, None, PATHS) == {"suite/größe.py"}
+
+
 def test_relative_imports_follow_a_move(tmp_path):
     files = {"suite/a.py": SOURCE, "suite/b.py": "from .a import f\nfrom . import a\n\nx = f(1)\n"}
     git = repository(tmp_path, files)
