@@ -1,6 +1,6 @@
 """What does truncation do to the gradient of the backbone? ``python analysis/backbone_gradient.py`` (Fig. 4).
 
-A Wan transformer in small widths restores degraded clips through the trained decoder
+A transformer of the VAE's family, in small widths, restores degraded clips through the trained decoder
 (``analysis.backbone.restoration``). The gradient of the pixel loss by its parameters, averaged over a data set, is
 compared with full back-propagation for every truncation distance and block:
 

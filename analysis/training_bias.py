@@ -6,7 +6,7 @@ Two tasks, losses against steps for D = 0, 1, 2, 4 and the exact gradient:
    end point are known in closed form. What biased-SGD theory (Ajalloeian and Stich 2020) promises for it is checked:
    the optimum itself when the clips can be fitted exactly (zeta = 0), and else a gap of at most
    zeta^2 / (2 mu (1 - m)).
-2. The small restoration task (``analysis.backbone.restoration``): a Wan backbone fine-tuned with a pixel loss by Adam
+2. The small restoration task (``analysis.backbone.restoration``): a backbone fine-tuned with a pixel loss by Adam
    through the trained decoder. Strategies see the same clips in the same order, so gaps are paired by seed. The theory
    guarantees a truncated step (1 - m) of an exact step's progress, with m = |g_D - g|^2 / |g|^2 of the mean gradient
    at the start.

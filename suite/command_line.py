@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -30,7 +32,16 @@ def run_main(
     also = also or {}
     foreseen: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
-        main(tyro.cli(settings, description=description, args=arguments))
+        main(tyro.cli(settings, prog=_program(), description=description, args=arguments))
     except foreseen as error:
         advice = next((text for kind, text in also.items() if isinstance(error, kind)), "")
         raise SystemExit(f"error: {error}{advice}") from None
+
+
+def _program() -> str:
+    """As people type it: ``python -m bench.tasks``, ``python analysis/gradient_bias.py``."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        package = [folder for folder in reversed(path.parents) if (folder / "__init__.py").is_file()]
+        return f"python -m {'.'.join(folder.name for folder in package)}"
+    return f"python {path.parent.name}/{path.name}" if path.suffix == ".py" else path.name

@@ -23,8 +23,7 @@ from analysis.backbone import samples as samples_module
 from analysis.backbone.coordinates import Coordinates, sampled_coordinates
 from analysis.backbone.samples import Samples
 from analysis.backbone.task_settings import TaskSettings
-from bench.tasks import deblurring
-from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes, spatial_factor, vae_key
+from bench.tasks.data.pairs import ClipShape, Pairs, clips_code, from_bytes, spatial_factor, vae_key
 from bench.tasks.deblurring import Deblurring
 from bench.tasks.training import restorer
 from bench.tasks.training.restorer import Restorer, family_for, fresh_backbone
@@ -37,10 +36,12 @@ from suite.sizes import check_size, latent_frames
 from suite.vaes import load_vae
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-MOST_CLIPS = 10_000
+MOST_CLIPS = 1_000
 """Of one seed."""
-CODE = tuple(Path(str(module.__file__)) for module in (deblurring, restorer, samples_module)) + (Path(__file__),)
-"""What decides how a backbone is warmed up."""
+MOST_SEEDS = 2**32 // MOST_CLIPS
+"""PyTorch's generator of the CPU takes so many bits of a clip's number."""
+CODE = tuple(Path(str(module.__file__)) for module in (restorer, samples_module)) + (Path(__file__),)
+"""What decides how a backbone is warmed up, beside the code of the clips."""
 
 
 class Restoration:
@@ -51,7 +52,7 @@ class Restoration:
     """
 
     clips_at_once = 4
-    """Clips that are encoded, decoded and differentiated in one batch."""
+    """Clips that are decoded and differentiated in one batch."""
 
     def __init__(self, settings: TaskSettings) -> None:
         settings.check()
@@ -79,7 +80,14 @@ class Restoration:
         Args:
             films: crops of these in turn; of none, generated motion alone, whose clips are independent; None
                 is the training diet, half generated and half crops of the training films.
+
+        Raises:
+            ValueError: more clips than a seed has, a seed out of range, or a film that is too short.
         """
+        if not 1 <= count <= MOST_CLIPS or not 0 <= seed < MOST_SEEDS:
+            raise ValueError(
+                f"Pass 1 to {MOST_CLIPS} clips and a seed from 0 to {MOST_SEEDS - 1}, got {count} and {seed}."
+            )
         s, mixed = self.settings, films is None
         task = Deblurring(
             blur=s.blur, shrink=s.shrink, noise=s.noise, mixed=mixed,
@@ -135,7 +143,7 @@ class Restoration:
         """
         s = self.settings
         code = hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest()
-        key = json.dumps([self.described(), fingerprint, seed, self.device.type, code])
+        key = json.dumps([self.described(), fingerprint, seed, self.device.type, code, clips_code()])
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         backbone = self.new_backbone(seed)
         trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}

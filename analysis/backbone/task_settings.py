@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from bench.tasks.task import SMALLEST
+
 
 @dataclass(frozen=True)
 class TaskSettings:
@@ -43,9 +45,10 @@ class TaskSettings:
 
     def check(self) -> None:
         """Raises ValueError with one sentence where a setting is out of range."""
-        if self.frames < 1 or self.size < 1 or self.shrink < 1 or min(self.blur, self.noise) < 0:
+        if self.frames < 1 or self.size < SMALLEST or self.shrink < 1 or min(self.blur, self.noise) < 0:
             raise ValueError(
-                "A task needs frames, size and shrink of at least 1, and blur and noise of at least 0; got "
+                f"A task needs frames and shrink of at least 1, a size of at least {SMALLEST}, and blur and noise of "
+                "at least 0; got "
                 f"frames {self.frames}, size {self.size}, shrink {self.shrink}, blur {self.blur}, noise {self.noise}."
             )
         if self.width < 32 or self.width % 32 or self.layers < 1:

@@ -40,10 +40,10 @@ def look_ahead(data: Data) -> dict[str, Any]:
         lost.append(data.interval([b - a for a, b in zip(r["errors"], least["errors"], strict=True)]))
     cheaper: list[Any] = []  # per paper distance: the best block at no more compute and at most twice the memory
     for r in paper:
-        room = 2 * r["memory_groups"]
+        most = 2 * r["memory_groups"]
         others = [o for o in rows if o["relative_compute"] <= r["relative_compute"] + 1e-9 and o["block"] > 1]
-        others = [o for o in others if o["memory_groups"] <= room]
-        if room < data.groups and others:
+        others = [o for o in others if o["memory_groups"] <= most]
+        if most < data.groups and others:
             best = min(others, key=lambda o: o["relative_error"][0])
             gain = data.interval([a - b for a, b in zip(r["errors"], best["errors"], strict=True)])
             cheaper.append((r, best, gain))

@@ -58,9 +58,9 @@ def fit(model: str, distance: Sequence[float] | Floats, influence: Sequence[floa
     best = min((_line(model, d, np.log(y), s) for s in supports), key=lambda found: found[2])
     intercept, rate, squares, support = best
     count, parameters = len(d), 3 + (support is not None)  # the variance is one of them
-    room = count - parameters - 1
+    left = count - parameters - 1
     aicc = count * np.log(max(squares, 1e-24) / count) + 2 * parameters
-    aicc += 2 * parameters * (parameters + 1) / room if room > 0 else np.inf
+    aicc += 2 * parameters * (parameters + 1) / left if left > 0 else np.inf
     return Fit(model, float(np.exp(intercept)), rate, support, float(aicc))
 
 

@@ -1,8 +1,11 @@
 """End tasks (arXiv 2603.17812, Sec. 4): look at them, compare the arms, fine-tune on your own videos, restore a video.
 
 python -m bench.tasks preview --task driving --out sheet.png
+
 python -m bench.tasks run                       # one task, three arms, small; --full: the committed protocol
+
 python -m bench.tasks train --task super-resolution --folder my_videos --out runs/mine
+
 python -m bench.tasks restore --run runs/mine --video blurred.mp4 --out sharp.mp4
 """
 
@@ -31,7 +34,7 @@ class Preview:
     out: Path
     """The PNG to write."""
     folder: Path | None = None
-    """Real footage: a folder of videos (super-resolution, inpainting), or condition/ and target/ in it (the rest)."""
+    """Real footage: a folder of videos (super-resolution, inpainting, deblurring), or condition/ and target/ in it."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """Numbers of the clips."""
     frames: int = 17

@@ -39,7 +39,7 @@ REFERENCES = ("input", "autoencoder")
 CODE = ("bench/tasks/**/*.py", "bench/baselines.py", "chopgrad/*.py", "chopgrad/decoders/*.py", "suite/losses.py",
         "suite/motion.py", "suite/metrics/*.py", "suite/networks/*.py")  # fmt: skip
 NOT_CODE = ("tables.py", "comparison.py", "publish.py", "protocol.py", "restore.py", "preview.py", "pictures.py",
-            "planner.py", "conformance.py", "__main__.py")  # fmt: skip
+            "conformance.py", "__main__.py")  # fmt: skip
 
 
 @dataclass
@@ -49,7 +49,8 @@ class Protocol:
     full: bool = False
     """The committed protocol: all tasks and arms, five seeds."""
     tasks: tuple[str, ...] | None = None
-    """Some of super-resolution, artifact-removal, inpainting, inpainting-objects, driving."""
+    """Some of super-resolution, artifact-removal, inpainting, inpainting-objects, driving, deblurring (default:
+    inpainting, or the first three and driving with --full)."""
     arms: tuple[str, ...] | None = None
     """Some of those that ``python -m bench.tasks list`` names (default: latent, isolated, chop-1; with --full all)."""
     seeds: int | None = None

@@ -68,9 +68,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.task, self.decoder, self.seeds, self.shape, self.cache = task, decoder, list(seeds), shape, cache
         self.latent_frames = latent_frames(decoder, shape.frames)
-        modules = [Path(__file__).parents[1] / f"{name}.py" for name in CODE] + [Path(str(suite.motion.__file__))]
-        code = hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
-        self.key = json.dumps([_described(task), vae_key, dataclasses.astuple(shape), code, torch.__version__])
+        self.key = json.dumps([_described(task), vae_key, dataclasses.astuple(shape), clips_code(), torch.__version__])
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -124,6 +122,12 @@ def to_bytes(video: Tensor) -> Tensor:
 def from_bytes(video: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]."""
     return video.float() / 127.5 - 1
+
+
+def clips_code() -> str:
+    """Hash of all code that decides what a clip looks like, so that nothing is kept over a change."""
+    modules = [Path(__file__).parents[1] / f"{name}.py" for name in CODE] + [Path(str(suite.motion.__file__))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
 
 
 @torch.no_grad()

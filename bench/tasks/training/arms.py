@@ -146,5 +146,5 @@ MEANING: Mapping[str, str] = {
 def arm_by_name(name: str) -> Arm:
     """Raises ValueError: unknown name."""
     if name not in ARMS:
-        raise ValueError(f"Unknown arm '{name}': pass one of {', '.join(ARMS)}.")
+        raise ValueError(f"Unknown arm or gradient '{name}': pass one of {', '.join(ARMS)}.")
     return ARMS[name]

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
+from analysis.backbone import restoration
 from analysis.backbone import samples as samples_module
 from analysis.backbone.coordinates import sampled_coordinates
 from analysis.backbone.restoration import Restoration, join_groups
@@ -52,7 +53,7 @@ def backbone(task):
 def test_clips_of_the_training_diet(task, samples):
     assert [film.name for film in FILMS] == ["bigbuckbunny.mp4", "bikes.mp4"]
     (film,) = (film.name for film in samples_module.training_films())
-    assert samples.sources == ["generated 10000", film, "generated 10002", film]
+    assert samples.sources == ["generated 1000", film, "generated 1002", film]
     assert task.samples(2, seed=1, films=FILMS).sources == ["bigbuckbunny.mp4", "bikes.mp4"]
     assert samples.clean.shape == (4, 3, 9, 16, 16)
     assert samples.condition.shape == samples.latents.shape == (4, 4, 5, 8, 8)
@@ -60,7 +61,7 @@ def test_clips_of_the_training_diet(task, samples):
     again, other = task.samples(4, seed=1), task.samples(4, seed=2)
     assert torch.equal(again.clean, samples.clean) and torch.equal(again.condition, samples.condition)
     assert not torch.equal(other.clean[1], samples.clean[1])
-    assert task.samples(3, seed=1, films=[]).sources == ["generated 10000", "generated 10001", "generated 10002"]
+    assert task.samples(3, seed=1, films=[]).sources == ["generated 1000", "generated 1001", "generated 1002"]
     part = samples[2:]
     assert part.sources == samples.sources[2:] and torch.equal(part.condition, samples.condition[2:])
 
@@ -74,7 +75,7 @@ def test_latents_are_normalised(task, samples):
 def test_clips_and_model_are_those_of_the_end_task(task, samples, backbone):
     """What the theory measures is what ``bench.tasks`` trains."""
     deblurring = Deblurring(films=samples_module.training_films(), mixed=True)
-    pairs = Pairs(deblurring, task.decoder, "", [10_001], ClipShape(9, 16, 16), None)[0]
+    pairs = Pairs(deblurring, task.decoder, "", [1_001], ClipShape(9, 16, 16), None)[0]
     assert torch.equal(samples.clean[1], from_bytes(pairs["target"]))
     assert torch.equal(samples.condition[1], pairs["condition_latents"])
     trained = Restorer(fresh_backbone("wan", 4, (5, 8, 8), 32, 1, seed=0))
@@ -185,7 +186,8 @@ def test_another_backbone_is_not_read_back(task, tmp_path, change):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"frames": 0}, "frames, size and shrink of at least 1"),
+        ({"frames": 0}, "frames and shrink of at least 1, a size of at least 16"),
+        ({"size": 8}, "frames and shrink of at least 1, a size of at least 16"),
         ({"noise": -0.1}, "blur and noise of at least 0"),
         ({"width": 48}, "multiple of 32 and layers at least 1, got 48 and 1"),
         ({"frames": 8}, "8 frames fit no number of latents of this VAE: pass 7 or 9"),
@@ -199,6 +201,33 @@ def test_another_backbone_is_not_read_back(task, tmp_path, change):
 def test_bad_settings(task, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         Restoration(dataclasses.replace(task.settings, **changes))
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (1001, 0), (1, -1), (1, 2**32 // 1000)])
+def test_clips_that_would_be_those_of_another_seed(task, count, seed):
+    with pytest.raises(ValueError, match="Pass 1 to 1000 clips and a seed from 0 to 4294966, got"):
+        task.samples(count, seed)
+
+
+def test_a_change_of_the_clips_code_makes_another_backbone(task, tmp_path, monkeypatch):
+    task.warmed_up("a", cache=tmp_path)
+    monkeypatch.setattr(restoration, "clips_code", lambda: "other")
+    task.warmed_up("a", cache=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_with_cogvideox_the_backbone_is_of_its_family(tmp_path):
+    build("cogvideox", torch.float32).save_pretrained(tmp_path / "vae")
+    task = Restoration(dataclasses.replace(SETTINGS, vae=str(tmp_path / "vae"), size=32))
+    samples, backbone = task.samples(2, seed=1, films=[]), task.new_backbone(0)
+    assert backbone.family == "cogvideox"
+    assert torch.allclose(task.predict(backbone, samples.condition), backbone.keep * samples.condition)
+    assert 0 < backbone.keep < 1
+    pairs = task.latent_pairs(backbone, samples[:1], F.mse_loss)
+    for p in backbone.backbone.proj_out.parameters():
+        torch.nn.init.normal_(p)
+    (got,) = task.parameter_gradients(backbone, samples.condition[:1], pairs[0].sum(0)[None])
+    assert got.norm() > 0
 
 
 def test_films_that_are_too_short(task):

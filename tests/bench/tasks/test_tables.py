@@ -154,7 +154,7 @@ def test_the_committed_protocol_is_the_one_of_the_paper():
     ("changes", "words"),
     [
         ({"arms": ("exact",)}, "compared with 'latent', which --arms lacks"),
-        ({"arms": ("latent", "half")}, "Unknown arm 'half'"),
+        ({"arms": ("latent", "half")}, "Unknown arm or gradient 'half'"),
         ({"test_clips": 2}, "four test clips are needed"),
         ({"tasks": ("sorting",)}, "Unknown task 'sorting'"),
         ({"frames": 18}, "18 frames fit no number of latents"),
@@ -199,7 +199,7 @@ def test_a_small_comparison_runs_is_kept_and_published(tmp_path, monkeypatch):
 
 
 def test_the_command_line_tells_bad_input_in_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="error: Unknown arm 'half': pass one of latent"):
+    with pytest.raises(SystemExit, match="error: Unknown arm or gradient 'half': pass one of latent"):
         cli(["train", "--task", "driving", "--gradient", "half", "--out", str(tmp_path / "x"), "--cpu"])
     cli(["list"])
     assert "chop-1: ChopGrad D = 1" in capsys.readouterr().out

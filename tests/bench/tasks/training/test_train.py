@@ -210,7 +210,7 @@ def test_a_run_starts_from_anothers_weights_and_restores_a_video(settings, tmp_p
         ({"size": (20, 16)}, r"multiples of 8, got 20 16"),
         ({"frames": 6}, "6 frames fit no number of latents of this VAE: pass 5"),
         ({"task": "sorting"}, "Unknown task 'sorting'"),
-        ({"arm": "chop"}, "Unknown arm 'chop'"),
+        ({"arm": "chop"}, "Unknown arm or gradient 'chop'"),
         ({"batch": 9}, "batch of 9 needs at least as many clips, got 4"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"rate": 0.0}, "rate must be positive, got 0.0"),
