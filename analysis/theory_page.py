@@ -29,8 +29,9 @@ INTRODUCTION = """\
 What became of the claims of [arXiv 2603.17812](https://arxiv.org/abs/2603.17812), on two small decoders that were
 trained for this project, on toys and on a small backbone. `analysis/theory_page.py` writes it from the records only."""
 READING = """\
-An empty cell: the claim is not about that, or was not tried there. A count: verdicts differ from case to case; numbers
-go from the least to the largest of the cases. Where a claim *holds with correction*, its statement names it.
+An empty cell: the claim is not about that, or was not tried there. A count: verdicts differ from case to case (in
+Sec. 4 a case is one score of one task). Numbers go from the least to the largest of the cases. Where a claim *holds
+with correction*, its statement names it.
 Below, each statement has a row for every decoder, toy or case that it was tried on. Numbers there are means with 95 %
 bootstrap intervals (clips as clusters) unless they say otherwise; an empty *in the paper* marks a statement of ours."""
 SYMBOLS = """\

@@ -2,8 +2,8 @@
 
 The condition is encoded by the VAE and taken for a noisy sample at one fixed noise level; the diffusion backbone
 predicts its velocity once, and that gives the restored latents (arXiv 2603.17812, Sec. 4; DOVE does the same with
-CogVideoX). With fresh weights the last layer is zero, so training starts at the condition itself (with CogVideoX: at the
-condition, scaled).
+CogVideoX). With fresh weights the last layer is zero, so training starts at the condition itself (with CogVideoX at
+the condition, scaled).
 """
 
 from __future__ import annotations
