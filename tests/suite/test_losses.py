@@ -167,7 +167,7 @@ def test_lpips_names_its_network_and_takes_the_precision(name, net, monkeypatch)
 
 
 def test_other_weights_than_the_checked_ones_are_refused(monkeypatch):
-    monkeypatch.setitem(losses.LPIPS_FILES, "alex", (LPIPS_FILES["alex"][0], "0" * 64))
+    monkeypatch.setitem(LPIPS_FILES, "alex", (LPIPS_FILES["alex"][0], "0" * 64))
     with pytest.raises(ValueError, match=r"'alexnet.ckpt' has SHA-256 443c5bc35326..., expected 000000000000"):
         VideoLPIPS("alex")
 

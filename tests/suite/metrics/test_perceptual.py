@@ -6,10 +6,10 @@ import torch
 from skimage import data
 from torch.nn import functional as F
 
-from suite.metrics import dists as dists_file
 from suite.metrics import frames
 from suite.metrics.dists import dists
 from suite.metrics.lpips import lpips_alex, lpips_vgg
+from suite.networks import dists as dists_file
 from suite.networks.dists import ALPHA_BETA, VGG, VideoDISTS
 from suite.networks.lpips import LPIPS_FILES, VideoLPIPS
 from suite.networks.wheel_weights import read_arrays, wheel_file
