@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,8 @@ from bench.tasks.training.train import Training
 from suite.clips import read_frames
 from suite.motion import moving_clip
 from suite.records import ROOT
-from tests import processes
 from tests.bench.tasks.training.distributed_step import on_worker
-from tests.processes import on_workers
+from tests.processes import on_workers, start
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 NAMES = {"arm": "gradient"}  # what the command line calls it
@@ -53,6 +54,19 @@ def command_line(settings: TrainSettings) -> None:
             words += [f"--{NAMES.get(name, name).replace('_', '-')}", *shown]
     sys.argv = ["bench.tasks", "train", "--cpu", *words]
     runpy.run_module("bench.tasks", run_name="__main__", alter_sys=True)
+
+
+def waiting_in_step_four(settings: TrainSettings) -> None:
+    """The same, until somebody kills it."""
+    update, calls = Training.update, count(1)
+
+    def waiting(*arguments):
+        if next(calls) == 4:
+            signal.pause()
+        return update(*arguments)
+
+    Training.update = waiting
+    command_line(settings)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -84,17 +98,15 @@ def test_a_killed_run_ends_with_the_same_bits(settings):
     torch.set_num_threads(1)
     Training(whole).run()
 
-    process = processes.start(command_line, settings)
-    for _ in range(1200):
-        log = settings.out / "losses.jsonl"
-        if log.exists() and '"step": 3' in log.read_text():
-            break
+    process = start(waiting_in_step_four, settings)
+    log = settings.out / "losses.jsonl"
+    while not (log.exists() and '"step": 3' in log.read_text()):
         assert process.is_alive(), "the run failed; its error is in the captured output"
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert not (settings.out / "finished.json").exists(), "the kill came too late for this test to mean anything"
-    again = processes.start(command_line, settings)
+    assert not (settings.out / "finished.json").exists()
+    again = start(command_line, settings)
     again.join()
     assert again.exitcode == 0
     ours, theirs = weights(settings.out), weights(whole.out)
@@ -117,9 +129,9 @@ def shared(request, settings) -> tuple[TrainSettings, bool]:
 def test_two_processes_have_the_gradient_of_one(shared, tmp_path):
     settings, fsdp = shared
     found = []
-    for count in (1, 2):
-        out = tmp_path / f"gradients-{count}.safetensors"
-        on_workers(on_worker, settings, out, count, fsdp and count == 2, tmp_path / "store", count=count)
+    for processes in (1, 2):
+        out = tmp_path / f"gradients-{processes}.safetensors"
+        on_workers(on_worker, settings, out, processes, fsdp and processes == 2, tmp_path / "store", count=processes)
         found.append(load_file(out))
     same_gradients(settings, fsdp, *found)
 
