@@ -1,4 +1,4 @@
-"""Processes of a test: forks of its own, which have imported everything already."""
+"""Processes of a test: copies of one that has imported what takes long, so that none imports it again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-METHOD = "spawn" if torch.cuda.is_available() else "fork"
-"""Where there is CUDA, a fork of a process that has differentiated may not do so again."""
+METHOD = "forkserver"
+"""A fork of the test's own process could inherit a lock that one of its threads holds, or a context of a GPU."""
+multiprocessing.set_forkserver_preload(["torch", "diffusers", "accelerate", "chopgrad", "tests.models"])
 
 
 def start(work: Callable[..., None], *arguments: Any) -> Any:
@@ -29,5 +30,5 @@ def _ranked(rank: int, work: Callable[..., None], arguments: tuple[Any, ...]) ->
 
 
 def _single_threaded(work: Callable[..., None], *arguments: Any) -> None:
-    torch.set_num_threads(1)  # a fork has no threads but the one that forked
+    torch.set_num_threads(1)
     work(*arguments)
