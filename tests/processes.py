@@ -10,7 +10,7 @@ from torch import multiprocessing
 
 METHOD = "forkserver"
 """A fork of the test's own process could inherit a lock that one of its threads holds, or a context of a GPU."""
-multiprocessing.set_forkserver_preload(["torch", "diffusers", "accelerate", "chopgrad", "tests.models"])
+multiprocessing.set_forkserver_preload(["tests.models", "bench.tasks.training.train"])
 
 
 def start(work: Callable[..., None], *arguments: Any) -> Any:
