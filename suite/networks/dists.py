@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from suite.networks.lpips import LPIPS_FILES
+from suite.networks.lpips import LPIPS_FILES, fill
 from suite.networks.wheel_weights import read_arrays, wheel_file
 
 ALPHA_BETA = ("DISTS_pytorch", "dists-pytorch==0.1", "weights.pt")
@@ -67,7 +67,7 @@ def _vgg_features() -> nn.Sequential:
     features = make_layers(cfgs["D"])
     for i, layer in enumerate(m for m in features if isinstance(m, nn.Conv2d)):
         entry = arrays[f"Conv_{i}"]
-        layer.weight.data.copy_(torch.from_numpy(entry["kernel"].copy()).permute(3, 2, 0, 1))  # HWIO -> OIHW
+        fill(layer.weight, entry["kernel"])
         assert layer.bias is not None
         layer.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
     return features

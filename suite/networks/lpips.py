@@ -53,13 +53,14 @@ def _load(network: Any, net: str) -> None:
     convolutions = [m for s in slices for m in s if isinstance(m, nn.Conv2d)]
     for i, conv in enumerate(convolutions):
         entry = arrays[backbone][f"Conv_{i}"]
-        _fill(conv.weight, entry["kernel"])
+        fill(conv.weight, entry["kernel"])
         if conv.bias is not None:
             conv.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
     for i, lin in enumerate(network.lins):
         (conv,) = (m for m in lin.model if isinstance(m, nn.Conv2d))
-        _fill(conv.weight, arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+        fill(conv.weight, arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
 
 
-def _fill(weight: Tensor, kernel: np.ndarray) -> None:
+def fill(weight: Tensor, kernel: np.ndarray) -> None:
+    """Copy a kernel of JAX's layout into a convolution's weight."""
     weight.data.copy_(torch.from_numpy(kernel.copy()).permute(3, 2, 0, 1))  # HWIO -> OIHW
