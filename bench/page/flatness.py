@@ -7,14 +7,12 @@ from dataclasses import replace
 
 from bench.baselines import Baseline
 from bench.cases import SWEEP, Method, label, plain
-from bench.page.results import Results, groups_of_videos
+from bench.page.results import Results, frame_groups, groups_of_videos
 from bench.page.verdict import Verdict, judge
 from bench.published import Row
 from chopgrad import Chop
 
 SHORT, LONG, LIMIT = 25, 193, 1.02
-SHORT_GROUPS = {"wan2.1": 7, "wan2.2": 7, "cogvideox": 3}
-"""Frame groups of the short video."""
 BY_LABEL: dict[str, Method] = {label(s): s for s in SWEEP}
 
 
@@ -53,7 +51,7 @@ def _is_flat(method: Method) -> bool:
 
 
 def _rows(where: str, vae: str, ratios: Mapping[str, float], kind: str) -> Iterator[Verdict]:
-    groups = SHORT_GROUPS[vae.removeprefix("full:")]
+    groups = frame_groups(vae.removeprefix("full:"), SHORT)
     full = {name: ratio for name, ratio in ratios.items() if _window(name) <= groups}
     if full:
         yield _verdict(where, full, kind)

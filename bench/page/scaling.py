@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from bench.cases import ARCHITECTURE, Case, label
-from bench.page.results import Results, as_bytes
+from bench.page.results import Results, as_bytes, frame_groups
 from bench.selection import PAPER
 from chopgrad import Chop, Full
 from suite.claims import Claim, Verdict
@@ -90,13 +90,11 @@ def _growth(results: Results, short: Case, long: Case) -> dict[int, float]:
 def _distances(video: Case) -> list[Chop]:
     """The paper's scheme, at distances that with a group and the next one still fit into the video."""
     # In a shorter video a longer distance costs no more: that would bend the line, and hide growth with the length.
-    return [m for m in PAPER if isinstance(m, Chop) and m.distance + 2 <= _groups(video)]
-
-
-def _groups(video: Case) -> int:
-    """Frame groups: CogVideoX's have 8 frames, the first one 9; those of the others have 4, after one frame."""
-    name = ARCHITECTURE[video.vae]
-    return (video.frames - 1) // 8 if name == "cogvideox" else 1 + (video.frames - 1) // 4
+    return [
+        m
+        for m in PAPER
+        if isinstance(m, Chop) and m.distance + 2 <= frame_groups(ARCHITECTURE[video.vae], video.frames)
+    ]
 
 
 def _line(statement: str, video: Case, by_distance: Mapping[int, float], numbers: str) -> Claim:
