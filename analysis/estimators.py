@@ -40,16 +40,16 @@ class Config(OnSamples):
     full: bool = False
     """The committed run: more clips and more repetitions."""
     count: int | None = None
-    """Clips (default: 8, or 48 with --full)."""
+    """Clips. None: 8, or 48 with --full."""
     cases: tuple[str, ...] = CASES
     distances: tuple[int, ...] = (1, 2, 4)
     """Mean distances of the randomised truncation: it costs on average what ``Chop`` of that distance costs."""
     tolerances: tuple[float, ...] = (0.1, 0.2, 0.4)
     """Of the adaptive strategy."""
     calls: int | None = None
-    """Calls of the adaptive strategy per tolerance (default: 6, or 20 with --full)."""
+    """Calls of the adaptive strategy per tolerance. None: 6, or 20 with --full."""
     repeats: int | None = None
-    """Interleaved timings of the sampled losses (default: 3, or 10 with --full)."""
+    """Interleaved timings of the sampled losses. None: 3, or 10 with --full."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

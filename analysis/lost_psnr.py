@@ -39,11 +39,11 @@ class Config:
     tasks: tuple[str, ...] = ASKED
     """Tasks whose loss on pixels is LPIPS."""
     seeds: int | None = None
-    """Seeds of an arm (default: 2, or 5 with --full)."""
+    """Seeds of an arm. None: 2, or 5 with --full."""
     cpu: bool = False
     """Leave a GPU alone."""
     out: Path | None = None
-    """Folder of records and table (default: runs/lost_psnr, or results/lost_psnr with --full)."""
+    """Folder of records and table. None: runs/lost_psnr, or results/lost_psnr with --full."""
 
 
 def variant(name: str) -> str:

@@ -44,7 +44,7 @@ class Config:
     full: bool = False
     """Compare the library's gradients for the trained weights too, not only for random ones."""
     out: Path | None = None
-    """Folder of the record (default: results/theory with --full, else runs/theory)."""
+    """Folder of the record. None: results/theory with --full, else runs/theory."""
 
 
 def untrained(vae: Any, seed: int = 0) -> Any:

@@ -16,7 +16,7 @@ class OfTheory:
     full: bool = False
     """The settings of the committed run."""
     out: Path | None = None
-    """Folder of the records (default: results/theory with --full, else runs/theory)."""
+    """Folder of the records. None: results/theory with --full, else runs/theory."""
 
     @property
     def folder(self) -> Path:
@@ -43,7 +43,7 @@ class OnTask(OfTheory):
 
     task: TaskSettings = field(default_factory=TaskSettings)
     out: Path | None = None
-    """Folder of the records (default: runs/theory, or results/theory with --full)."""
+    """Folder of the records. None: runs/theory, or results/theory with --full."""
 
 
 @dataclass
@@ -51,9 +51,9 @@ class OnSamples(OnTask):
     """Of those that measure gradients on a data set of the task."""
 
     size: int | None = None
-    """Height and width of the clips, in place of task.size (default: 32, or 64 with --full)."""
+    """Height and width of the clips, in place of task.size. None: 32, or 64 with --full."""
     count: int | None = None
-    """Clips of each data set (default: 12, or 48 with --full)."""
+    """Clips of each data set. None: 12, or 48 with --full."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class Config:
     full: bool = False
     """More seeds."""
     out: Path | None = None
-    """Folder of the record (default: results/theory with --full, else runs/theory)."""
+    """Folder of the record. None: results/theory with --full, else runs/theory."""
 
 
 def weighted_sum(frames: Tensor, target: Tensor) -> Tensor:

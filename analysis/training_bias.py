@@ -50,9 +50,9 @@ class Config(OnTask):
     task: TaskSettings = field(default_factory=lambda: TaskSettings(frames=25, warm_up_steps=20))
     """A short warm-up leaves the pixel loss something to gain in so few steps."""
     seeds: int | None = None
-    """Seeds of the end task (default: 2, or 5 with --full)."""
+    """Seeds of the end task. None: 2, or 5 with --full."""
     steps: int | None = None
-    """Steps of the end task (default: 8, or 40 with --full)."""
+    """Steps of the end task. None: 8, or 40 with --full."""
     batch: int = 2
     rate: float = 1e-3
     toy_seeds: int = 20

@@ -7,6 +7,7 @@ HTML report and the test that compares the committed pictures with the records r
 from __future__ import annotations
 
 import io
+import posixpath
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from bench.selection import cases
 from bench.tasks import tables as end_tasks
 from bench.tasks.comparison import results_of
 from suite.command_line import run_main
+from suite.progress import track
 from suite.records import ROOT, Record, read_record, read_records
 from suite.vaes import EMBEDDED
 
@@ -46,40 +48,65 @@ class Config:
     """Folder of the records."""
 
 
-def drawings(results: Path) -> Mapping[str, Drawing]:
-    """Path of each figure within the folder of results -> what draws it. Figures without records are left out."""
+def drawings(results: Path, folder: str | None = None) -> Mapping[str, Drawing]:
+    """Path of each figure within the folder of results -> what draws it. Figures without records are left out.
+
+    Args:
+        folder: only figures of this folder, for which only its records are read; ``"."`` is the folder of results.
+    """
+    if folder is None:
+        return {name: drawing for known in _FOLDERS for name, drawing in drawings(results, known).items()}
+    return _FOLDERS[folder](results) if folder in _FOLDERS else {}
+
+
+def _of_gradient_bias(results: Path) -> Mapping[str, Drawing]:
+    return {
+        f"gradient_bias/{record.path.stem}.png": lambda path, r=record: gradient_bias.figure(r, path)  # type: ignore[misc]
+        for record in read_records(results / "gradient_bias")
+    }
+
+
+def _of_benchmarks(results: Path) -> Mapping[str, Drawing]:
     found: dict[str, Drawing] = {}
-    for record in read_records(results / "gradient_bias"):
-        found[f"gradient_bias/{record.path.stem}.png"] = lambda path, r=record: gradient_bias.figure(r, path)  # type: ignore[misc]
-    theory = results / "theory"
-    found |= {f"theory/{name}.png": draw for name, draw in _of_theory(theory).items()}
     for name, selection in BENCHMARKS.items():
         chosen = cases(selection)
         if Results(results, chosen).records:
             found[f"{name}.png"] = lambda path, c=chosen: curves(results, c, path)  # type: ignore[misc]
             found[f"{name}-frontier.png"] = lambda path, c=chosen: frontier(results, c, path)  # type: ignore[misc]
-    if predicted := {r.path.stem: r for r in read_records(results / "predicted_memory")}:
-        names = [*predicted_memory.CASES, *predicted_memory.CURVES]
-        ordered = {name: predicted[name] for name in names if name in predicted}
-        found["predicted_memory/curves.png"] = lambda path: predicted_memory.figure(ordered, path)
-    tasks = results_of(results / "tasks")
-    if any(len(r.arms) > 1 for r in tasks):
-        found["tasks/differences.png"] = lambda path: end_tasks.figure(tasks, path)
     return found
 
 
-def draw(results: Path, name: str, path: Path | None = None) -> bytes:
-    """One figure as the bytes of its PNG; also written, where a path is given.
+def _of_predicted_memory(results: Path) -> Mapping[str, Drawing]:
+    predicted = {r.path.stem: r for r in read_records(results / "predicted_memory")}
+    names = [*predicted_memory.CASES, *predicted_memory.CURVES]
+    ordered = {name: predicted[name] for name in names if name in predicted}
+    return {"predicted_memory/curves.png": lambda path: predicted_memory.figure(ordered, path)} if predicted else {}
+
+
+def _of_tasks(results: Path) -> Mapping[str, Drawing]:
+    tasks = results_of(results / "tasks")
+    compared = any(len(r.arms) > 1 for r in tasks)
+    return {"tasks/differences.png": lambda path: end_tasks.figure(tasks, path)} if compared else {}
+
+
+def draw(results: Path, name: str) -> bytes:
+    """One figure as the bytes of its PNG.
 
     Raises:
         ValueError: no such figure, or there is no record for it.
     """
-    known = drawings(results)
+    known = drawings(results, posixpath.dirname(name) or ".")
     if name not in known:
+        known = drawings(results)
         raise ValueError(f"There is no record for the figure '{name}'; there are records for {', '.join(known)}.")
+    return drawn(known[name])
+
+
+def drawn(drawing: Drawing, path: Path | None = None) -> bytes:
+    """The bytes of the PNG; also written, where a path is given."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "figure.png"
-        known[name](temporary)
+        drawing(temporary)
         content = temporary.read_bytes()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +137,8 @@ def drawn_by(content: bytes) -> str:
         return str(picture.info.get("Software", ""))
 
 
-def _of_theory(folder: Path) -> Mapping[str, Drawing]:
-    found: dict[str, Drawing] = {}
+def _of_theory(results: Path) -> Mapping[str, Drawing]:
+    folder, found = results / "theory", dict[str, Drawing]()
     vaes = tuple(EMBEDDED)
     if names := [v for v in vaes if _all(folder, f"temporal_locality-{v}", f"temporal_locality-{v}-untrained")]:
         steps = sorted(folder.glob("temporal_locality-snapshot-*.json"))
@@ -138,7 +165,7 @@ def _of_theory(folder: Path) -> Mapping[str, Drawing]:
     toys = _all(folder, *(f"training_bias-toy-decay{d}-noise{n}" for d in config.decays for n in config.noises))
     if toys and (end := _all(folder, "training_bias-end_task")):
         found["training_bias"] = lambda path: training_bias_figure.figure(toys, end[0], path)
-    return found
+    return {f"theory/{name}.png": drawing for name, drawing in found.items()}
 
 
 def _all(folder: Path, *names: str) -> list[Record]:
@@ -147,12 +174,21 @@ def _all(folder: Path, *names: str) -> list[Record]:
     return [read_record(path) for path in paths] if all(path.is_file() for path in paths) else []
 
 
+_FOLDERS: dict[str, Callable[[Path], Mapping[str, Drawing]]] = {
+    "gradient_bias": _of_gradient_bias,
+    "theory": _of_theory,
+    ".": _of_benchmarks,
+    "predicted_memory": _of_predicted_memory,
+    "tasks": _of_tasks,
+}
+
+
 def main(config: Config) -> None:
     known = drawings(config.results)
     if not known:
         raise ValueError(f"No record was found in '{config.results.name}': pass a folder of results.")
-    for name in known:
-        draw(config.results, name, config.out / name)
+    for name, drawing in track(known.items(), description="figures"):
+        drawn(drawing, config.out / name)
     print(f"Written: {len(known)} figures in {config.out.name}/: {', '.join(known)}.")
 
 

@@ -12,6 +12,7 @@ import ast
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from suite.history import PACKAGES, changed, git
@@ -52,7 +53,8 @@ class History:
         top, shallow = git(root, "rev-parse", "--show-toplevel"), git(root, "rev-parse", "--is-shallow-repository")
         self.known = top is not None and Path(top.strip()).resolve() == root.resolve() and shallow == "false\n"
         self._changed: dict[str, frozenset[str] | None] = {}
-        self._imports: dict[str, frozenset[str]] = {}
+        self._needed: dict[str, frozenset[str]] = {}
+        self._imported = lru_cache(None)(lambda file: tuple(imported(root / file, root)))
 
     def freshness(self, record: Record) -> Freshness:
         """Whether the code of a record's command is what it was."""
@@ -63,9 +65,7 @@ class History:
         changed = self.changed_since(made["commit"])
         if changed is None:
             return Freshness(UNKNOWN)
-        # A package that is no more has run, too.
-        packages = {(folder / "__init__.py").as_posix() for name in needed for folder in Path(name).parents}
-        files = tuple(sorted(changed & (needed | packages | _weights(record))))
+        files = tuple(sorted(changed & (needed | _packages(needed) | _weights(record))))
         if made["dirty"]:
             return Freshness(UNCOMMITTED, files)
         return Freshness(CHANGED if files else CURRENT, files)
@@ -75,16 +75,16 @@ class History:
         start = script_of(str(record.provenance.get("command", "")))
         if start is None or not (self.root / start).is_file():
             return frozenset()
-        if start not in self._imports:
+        if start not in self._needed:
             found: set[str] = set()
             todo = [start, *STARTED.get(start, ())]
             while todo:
                 file = todo.pop()
                 if file not in found and not any(part in file for part in DRAWING):
                     found.add(file)
-                    todo += imported(self.root / file, self.root)
-            self._imports[start] = frozenset(found)
-        return self._imports[start]
+                    todo += self._imported(file)
+            self._needed[start] = frozenset(found)
+        return self._needed[start]
 
     def changed_since(self, commit: str) -> frozenset[str] | None:
         """Files that differ from a commit in more than words; None for a commit outside this history."""
@@ -93,6 +93,12 @@ class History:
             ours = git(self.root, "merge-base", "--is-ancestor", commit, "HEAD") is not None
             self._changed[commit] = changed(self.root, commit, None, PACKAGES) if ours else None
         return self._changed[commit]
+
+
+@lru_cache
+def _packages(sources: frozenset[str]) -> frozenset[str]:
+    """What Python runs before them; of a package that is no more, too."""
+    return frozenset((folder / "__init__.py").as_posix() for name in sources for folder in Path(name).parents)
 
 
 def script_of(command: str) -> str | None:

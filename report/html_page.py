@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from analysis.theory.questions import anchor
-from report.figures import draw, drawings
+from report.figures import drawings, drawn
 from report.freshness import History
 from report.notebooks import PICTURE, executed, paths, read
 from report.opening import opening
@@ -249,8 +249,8 @@ def main(config: Config) -> None:
             importlib.import_module(package)
     figures = {}
     known = drawings(config.results)
-    for name in track(known, description="figures"):
-        figures[f"results/{name}"] = draw(config.results, name, config.out.parent / "figures" / name)
+    for name, drawing in track(known.items(), description="figures"):
+        figures[f"results/{name}"] = drawn(drawing, config.out.parent / "figures" / name)
     text = render(list(pages(config)), figures)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(text)

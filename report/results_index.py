@@ -73,7 +73,8 @@ def rows(results: Path, history: History) -> list[Row]:
     claimed: set[Path] = set()
     listed = []
     for product in PRODUCTS:
-        paths = [p for p in records if any(p in set(results.glob(pattern)) for pattern in product.records)]
+        meant = {path for pattern in product.records for path in results.glob(pattern)}
+        paths = [p for p in records if p in meant]
         claimed.update(paths)
         listed.append(Row(product, [records[p] for p in paths]))
     others: dict[str, list[Record]] = {}

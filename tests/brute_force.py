@@ -37,10 +37,11 @@ class Pairwise:
                 args += ((video[:, :, before], target[:, :, before]) if i else None,)
             loss = loss_fn(*args) * g.frame_count / total
             self.loss = self.loss + loss.detach()
+            sources = [x for j in range(i + 1) for x in (zs[j], *thetas[j])]
+            grads = torch.autograd.grad(loss, sources, retain_graph=True, allow_unused=True)
+            grads = [torch.zeros_like(x) if d is None else d for d, x in zip(grads, sources)]
             for j in range(i + 1):
-                grads = torch.autograd.grad(loss, [zs[j], *thetas[j]], retain_graph=True, allow_unused=True)
-                grads = [torch.zeros_like(p) if d is None else d for d, p in zip(grads, [zs[j], *thetas[j]])]
-                self.dz[i][j], self.dtheta[i][j] = grads[0], grads[1:]
+                self.dz[i][j], *self.dtheta[i][j] = grads[j * (1 + self.names) : (j + 1) * (1 + self.names)]
 
     def expected(self, strategy):
         """Gradients of latents and parameters under the semantics: i reaches j iff j <= i <= end of j's block + D."""

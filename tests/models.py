@@ -12,14 +12,14 @@ from torch import nn
 
 def _wan21() -> nn.Module:
     return AutoencoderKLWan(
-        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
         latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0],
     )  # fmt: skip
 
 
 def _wan22() -> nn.Module:
     return AutoencoderKLWan(
-        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
+        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
         is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=8,
         latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0],
     )  # fmt: skip
@@ -27,7 +27,7 @@ def _wan22() -> nn.Module:
 
 def _qwen() -> nn.Module:
     return AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
         latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0],
     )  # fmt: skip
 
@@ -52,7 +52,8 @@ def twin(module: nn.Module, known: dict[int, nn.Module] | None = None) -> nn.Mod
     """
     known = {} if known is None else known
     if id(module) not in known:
-        known[id(module)] = other = copy.copy(module)
+        known[id(module)] = other = object.__new__(type(module))
+        vars(other).update(vars(module))
         for name, value in vars(module).items():
             if isinstance(value, dict | list | set):
                 vars(other)[name] = copy.copy(value)

@@ -46,7 +46,7 @@ class Config:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
     out: Path | None = None
-    """Result file (default: results/reconstruction/<vae>.json)."""
+    """Result file. None: results/reconstruction/<vae>.json."""
 
 
 @torch.no_grad()

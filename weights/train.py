@@ -83,9 +83,9 @@ class Config:
     snapshot_steps: tuple[int, ...] = ()
     """Optimiser steps (0: before training) at which the model is kept, in float32, in <run>/snapshots/step-<step>."""
     run: Path | None = None
-    """Folder of checkpoints and the loss log (default: runs/<model>)."""
+    """Folder of checkpoints and the loss log. None: runs/<model>."""
     out: Path | None = None
-    """Folder the finished model is written to (default: weights/tiny-<model>)."""
+    """Folder the finished model is written to. None: weights/tiny-<model>."""
 
 
 def build(model: str, latent_channels: int) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +53,15 @@ def fit(model: str, distance: Sequence[float] | Floats, influence: Sequence[floa
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got '{model}'.")
     if len(d) < 3 or not (y > 0).all():
         raise ValueError(f"A fit of decay needs three or more positive influences, got {y.tolist()}.")
-    supports: list[float | None] = [None]
     if model == "finite support":
-        supports = list(d.max() + np.geomspace(0.05, 20 * d.max() + 1, 240))
-    best = min((_line(model, d, np.log(y), s) for s in supports), key=lambda found: found[2])
-    intercept, rate, squares, support = best
+        candidates = d.max() + np.geomspace(0.05, 20 * d.max() + 1, 240)
+        lines = _lines(np.log(1 - d / candidates[:, None]), np.log(y))
+        best = int(lines.squares.argmin())
+        support = float(candidates[best])
+    else:
+        lines = _lines((-d if model == "exponential" else -np.log1p(d))[None], np.log(y))
+        best, support = 0, None
+    intercept, rate, squares = (float(values[best]) for values in lines)
     count, parameters = len(d), 3 + (support is not None)  # the variance is one of them
     left = count - parameters - 1
     aicc = count * np.log(max(squares, 1e-24) / count) + 2 * parameters
@@ -64,12 +69,20 @@ def fit(model: str, distance: Sequence[float] | Floats, influence: Sequence[floa
     return Fit(model, float(np.exp(intercept)), rate, support, float(aicc))
 
 
-def _line(model: str, d: Floats, log_y: Floats, support: float | None) -> tuple[float, float, float, float | None]:
-    f = -d if model == "exponential" else -np.log1p(d) if support is None else np.log(1 - d / support)
-    centred = f - f.mean()
-    rate = float(centred @ log_y / (centred @ centred))
-    intercept = float(log_y.mean() - rate * f.mean())
-    return intercept, rate, float(np.square(log_y - intercept - rate * f).sum()), support
+class _Lines(NamedTuple):
+    """Least-squares lines, one for each row: intercept, slope and the sum of squared residuals [rows]."""
+
+    intercept: Floats
+    slope: Floats
+    squares: Floats
+
+
+def _lines(f: Floats, log_y: Floats) -> _Lines:
+    """``log_y`` [points] as a line in every row of ``f`` [rows, points]."""
+    centred = f - f.mean(1, keepdims=True)
+    slope = centred @ log_y / np.square(centred).sum(1)
+    intercept = log_y.mean() - slope * f.mean(1)
+    return _Lines(intercept, slope, np.square(log_y - intercept[:, None] - slope[:, None] * f).sum(1))
 
 
 @dataclass(frozen=True)

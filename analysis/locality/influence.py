@@ -157,15 +157,17 @@ def _largest_singular_value(
 def dense_jacobian(x: Tensor, z: Tensor) -> Tensor:
     """dx/dz as a matrix, row by row (or, where z is smaller, column by column); for few entries."""
     if x.numel() <= z.numel():
-        rows = [_transposed(x, [z], e.view_as(x))[0].flatten() for e in torch.eye(x.numel()).to(x)]
-        return torch.stack(rows)
+        if not x.requires_grad:
+            return x.new_zeros(x.numel(), z.numel())
+        basis = torch.eye(x.numel()).to(x).view(-1, *x.shape)
+        (rows,) = torch.autograd.grad(x, z, basis, retain_graph=True, is_grads_batched=True, materialize_grads=True)
+        return rows.flatten(1)
     dual = torch.zeros_like(x, requires_grad=True)
     (pulled,) = _transposed(x, [z], dual, create_graph=True)
     if not pulled.requires_grad:
         return x.new_zeros(x.numel(), z.numel())
-    basis = torch.eye(z.numel()).to(z)
-    columns = [torch.autograd.grad(pulled, dual, e.view_as(z), retain_graph=True)[0].flatten() for e in basis]
-    return torch.stack(columns, 1)
+    basis = torch.eye(z.numel()).to(z).view(-1, *z.shape)
+    return torch.autograd.grad(pulled, dual, basis, retain_graph=True, is_grads_batched=True)[0].flatten(1).T
 
 
 def _transposed(x: Tensor, zs: Sequence[Tensor], u: Tensor, create_graph: bool = False) -> list[Tensor]:

@@ -61,7 +61,7 @@ class Restore:
     out: Path
     """The .mp4 to write."""
     frames: int | None = None
-    """At most so many frames (default: all)."""
+    """At most so many frames. None: all."""
     cpu: bool = False
     """Leave a GPU alone."""
 

@@ -49,26 +49,26 @@ class Protocol:
     full: bool = False
     """The committed protocol: all tasks and arms, five seeds."""
     tasks: tuple[str, ...] | None = None
-    """Some of super-resolution, artifact-removal, inpainting, inpainting-objects, driving, deblurring (default:
-    inpainting, or the first three and driving with --full)."""
+    """Some of super-resolution, artifact-removal, inpainting, inpainting-objects, driving, deblurring.
+    None: inpainting, or the first three and driving with --full."""
     arms: tuple[str, ...] | None = None
-    """Some of those that ``python -m bench.tasks list`` names (default: latent, isolated, chop-1; with --full all)."""
+    """Some of those that ``python -m bench.tasks list`` names. None: latent, isolated, chop-1; with --full all."""
     seeds: int | None = None
-    """Seeds of an arm (default: 2, or 5 with --full)."""
+    """Seeds of an arm. None: 2, or 5 with --full."""
     folder: Path | None = None
     """Real footage instead of generated clips, as for ``train``."""
     frames: int | None = None
-    """Frames of a clip (default: 17, or 25 with --full)."""
+    """Frames of a clip. None: 17, or 25 with --full."""
     size: tuple[int, int] = (32, 32)
     """Height and width of a clip in pixels."""
     clips: int | None = None
-    """Training clips of a task (default: 16, or 256 with --full)."""
+    """Training clips of a task. None: 16, or 256 with --full."""
     test_clips: int | None = None
-    """Clips that are scored (default: 4, or 8 with --full)."""
+    """Clips that are scored. None: 4, or 8 with --full."""
     warm_up: int | None = None
-    """Steps of the warm-up in latent space, of 8 clips (default: 100, or 400 with --full)."""
+    """Steps of the warm-up in latent space, of 8 clips. None: 100, or 400 with --full."""
     steps: int | None = None
-    """Steps of every arm, of 2 clips (default: 10, or 40 with --full)."""
+    """Steps of every arm, of 2 clips. None: 10, or 40 with --full."""
     rate: float = 5e-4
     """Learning rate of every arm."""
     perceptual_stride: int = 4
@@ -80,7 +80,7 @@ class Protocol:
     cpu: bool = False
     """Leave a GPU alone."""
     out: Path | None = None
-    """Folder of the records (default: runs/tasks/small, or results/tasks with --full)."""
+    """Folder of the records. None: runs/tasks/small, or results/tasks with --full."""
 
     def __post_init__(self) -> None:
         small: Mapping[str, Any] = {

@@ -13,9 +13,10 @@ from typing import Any
 from unittest import mock
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from suite.networks.lpips import LPIPS_FILES, fill
+from suite.networks.lpips import LPIPS_FILES, convolution
 from suite.networks.wheel_weights import read_arrays, wheel_file
 
 ALPHA_BETA = ("DISTS_pytorch", "dists-pytorch==0.1", "weights.pt")
@@ -64,10 +65,8 @@ def _vgg_features() -> nn.Sequential:
     from torchvision.models.vgg import cfgs, make_layers
 
     arrays = read_arrays(wheel_file(*VGG), LPIPS_FILES["vgg"][1])["VGG16_0"]
-    features = make_layers(cfgs["D"])
+    with init_empty_weights():  # random values would take a second
+        features = make_layers(cfgs["D"])
     for i, layer in enumerate(m for m in features if isinstance(m, nn.Conv2d)):
-        entry = arrays[f"Conv_{i}"]
-        fill(layer.weight, entry["kernel"])
-        assert layer.bias is not None
-        layer.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
+        layer.weight, layer.bias = convolution(arrays[f"Conv_{i}"])
     return features

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from suite.networks.wheel_weights import read_arrays, wheel_file
@@ -31,7 +33,8 @@ class VideoLPIPS(nn.Module):
         super().__init__()
         import lpips  # pulls in torchvision, which only the perceptual losses need
 
-        with warnings.catch_warnings():
+        # Without memory or random values for a whole VGG-16, most of which lpips throws away.
+        with warnings.catch_warnings(), init_empty_weights():
             warnings.simplefilter("ignore")  # torchvision's deprecated argument inside lpips
             self.network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
         _load(self.network, net)
@@ -53,14 +56,14 @@ def _load(network: Any, net: str) -> None:
     convolutions = [m for s in slices for m in s if isinstance(m, nn.Conv2d)]
     for i, conv in enumerate(convolutions):
         entry = arrays[backbone][f"Conv_{i}"]
-        fill(conv.weight, entry["kernel"])
-        if conv.bias is not None:
-            conv.bias.data.copy_(torch.from_numpy(entry["bias"].copy()))
+        conv.weight, conv.bias = convolution(entry)
     for i, lin in enumerate(network.lins):
         (conv,) = (m for m in lin.model if isinstance(m, nn.Conv2d))
-        fill(conv.weight, arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+        conv.weight, conv.bias = convolution(arrays[f"NetLinLayer_{i}"]["Conv_0"])
 
 
-def fill(weight: Tensor, kernel: np.ndarray) -> None:
-    """Copy a kernel of JAX's layout into a convolution's weight."""
-    weight.data.copy_(torch.from_numpy(kernel.copy()).permute(3, 2, 0, 1))  # HWIO -> OIHW
+def convolution(entry: Mapping[str, np.ndarray]) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """(weight, bias) of a convolution from arrays in JAX's layout; None for a bias that there is not."""
+    weight = torch.from_numpy(entry["kernel"].copy()).permute(3, 2, 0, 1).contiguous()  # HWIO -> OIHW
+    bias = entry.get("bias")
+    return nn.Parameter(weight), None if bias is None else nn.Parameter(torch.from_numpy(bias.copy()))

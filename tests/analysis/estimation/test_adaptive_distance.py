@@ -76,8 +76,8 @@ def test_the_error_stays_within_the_tolerance_and_the_distance_is_not_wasted(rho
     errors = [relative_error(gradient(decoder, z, target, strategy), exact) for _ in range(16)]
     allowed = 1.2 * tolerance  # an estimate from some groups is exceeded by a little now and then
     assert max(errors[-6:]) <= allowed
-    at = [relative_error(gradient(decoder, z, target, Chop(d, block)), exact) for d in range(24)]
-    enough, chosen = next(d for d in range(24) if at[d] <= allowed), strategy.distance(24)
+    at = (relative_error(gradient(decoder, z, target, Chop(d, block)), exact) for d in range(24))
+    enough, chosen = next(d for d, error in enumerate(at) if error <= allowed), strategy.distance(24)
     assert enough <= chosen <= enough + math.ceil(math.log(10) / -math.log(rho))  # tight to a factor of ten in error
 
 
