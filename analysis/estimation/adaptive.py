@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.backbone.restoration import in_full_precision
-from analysis.estimation.adaptive_distance import Adaptive
 from analysis.estimation.data import Data, relative_error
+from analysis.estimation.distance_from_tolerance import Adaptive
 from chopgrad import Exact
 from chopgrad.planner import relative_compute
 from suite.bootstrap import mean_interval

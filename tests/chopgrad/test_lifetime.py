@@ -86,7 +86,8 @@ def peak(name, latent_frames, strategy, trainable=False):
 def test_memory_does_not_depend_on_the_number_of_frames(name, strategy):
     trainable = strategy.recompute  # gradients of parameters are part of the peak either way
     count = more_than_a_window(name, strategy)
-    short, long = (peak(name, n, strategy, trainable) for n in (count, count + 6))
+    more = 6 if name == "cogvideox" else 3  # latents of three groups
+    short, long = (peak(name, n, strategy, trainable) for n in (count, count + more))
     assert long <= 1.02 * short
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import bench.tasks.protocol as protocol_module
+from bench.tasks import evaluate
 from bench.tasks.__main__ import cli
 from bench.tasks.comparison import LITTLE, TaskResults, better, claims, distance_matters, pixels_win, results_of
 from bench.tasks.protocol import COMPARED, SMALL_ARMS, TASK_NAMES, Protocol, code_fingerprint, run
 from bench.tasks.publish import publish
 from bench.tasks.tables import overview, table, verdicts
-from suite.metrics import METRICS
+from suite.metrics import METRICS, score_videos
 from suite.records import provenance, write_record
 
 SETTINGS = {
@@ -171,6 +172,8 @@ def test_a_small_comparison_runs_is_kept_and_published(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.tasks.publish.ROOT", tmp_path)
     key = code_fingerprint()
     monkeypatch.setattr(protocol_module, "code_fingerprint", lambda: key)
+    some = lambda x, y: dict.fromkeys(METRICS) | score_videos(x, y, ["psnr", "lpips-alex"])  # noqa: E731
+    monkeypatch.setattr(evaluate, "score_videos", some)  # what each metric says is tested beside it
     settings = Protocol(
         tasks=("driving",), arms=("latent", "chop-1"), seeds=1, frames=9, size=(32, 32), clips=8, test_clips=4,
         warm_up=2, steps=1, fvd_seeds=0, cpu=True, out=tmp_path / "records", mixed_precision="no",

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
-from analysis.estimation.adaptive_distance import Adaptive, Decay, probe
+from analysis.estimation.distance_from_tolerance import Adaptive, Decay, probe
 from chopgrad import Chop, Full
 from suite.pairwise import pairwise_gradients
 from tests.brute_force import relative_error
