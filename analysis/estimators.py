@@ -7,7 +7,7 @@ decodes:
 - randomised truncation: unbiased, at the price of variance (``suite.random_truncation``). Its squared error against
   the biased truncation's at equal expected cost, for one clip and for the mean of n clips;
 - sampled losses (``chopgrad.Sampled``): added variance against the variance of the data, and the time saved;
-- adaptive distance (``analysis.estimation.distance_from_tolerance``): realised error against its tolerance, and its cost.
+- adaptive distance (``analysis.estimation.distance_from_tolerance``): realised error against tolerance, and cost.
 
 Variances are exact sums over all draws, not estimates from samples; intervals are over clips.
 """
