@@ -59,8 +59,8 @@ class Config:
     """Timed repetitions of each case."""
     phases: tuple[Phase, ...] = ("bias", "error", "memory", "time", "predict")
     """What to do; predictions need no GPU and may be made elsewhere."""
-    out: Path = ROOT / "results"
-    """Folder of the records, and of tables and figures (bench-[full-]<device>*)."""
+    out: Path = ROOT / "runs" / "bench"
+    """Folder of the records, and of tables and figures (bench-[full-]<device>*); those of the project: results."""
 
     @property
     def selection(self) -> Selection:

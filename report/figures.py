@@ -66,6 +66,38 @@ def _of_gradient_bias(results: Path) -> Mapping[str, Drawing]:
     }
 
 
+def _of_theory(results: Path) -> Mapping[str, Drawing]:
+    folder = results / "theory"
+    found: dict[str, Drawing] = {}
+    vaes = tuple(EMBEDDED)
+    if names := [v for v in vaes if _all(folder, f"temporal_locality-{v}", f"temporal_locality-{v}-untrained")]:
+        steps = sorted(folder.glob("temporal_locality-snapshot-*.json"))
+        # The function wants the snapshots' own folders, whose names are in those of the records.
+        snapshots = [Path(s.stem.removeprefix("temporal_locality-snapshot-")) for s in steps]
+        found["temporal_locality"] = lambda path: temporal_locality_figure.figure(folder, names, snapshots, path)
+    order = [f"spatial_locality-{v}{suffix}" for v in vaes for suffix in ("-untrained", "")]
+    if spatial := _all(folder, *order):
+        found["spatial_locality"] = lambda path: spatial_locality.figure(spatial, path)
+    if bounds := _all(folder, *(f"error_bound-{v}" for v in vaes)):
+        found["error_bound"] = lambda path: error_bound_figure.figure(bounds, path)
+    backbone = _all(folder, *(f"backbone_gradient-{case}" for case in backbone_gradient.Config(full=True).cases or ()))
+    if backbone:
+        found["backbone_gradient"] = lambda path: backbone_figure.figure(backbone, path)
+    published: dict[str, list[Record]] = {}
+    for record in read_records(folder):
+        if model := record.settings.get("task", {}).get("published"):
+            published.setdefault(f"backbone_gradient-{model['pretrained']}", []).append(record)
+    for name, measured in published.items():
+        found[name] = lambda path, m=measured: backbone_figure.figure(m, path)  # type: ignore[misc]
+    if estimates := {c: r for c in estimators.CASES for r in _all(folder, f"estimators-{c}")}:
+        found["estimators"] = lambda path: estimators_figure.figure(estimates, path)
+    config = training_bias.Config(full=True)
+    toys = _all(folder, *(f"training_bias-toy-decay{d}-noise{n}" for d in config.decays for n in config.noises))
+    if toys and (end := _all(folder, "training_bias-end_task")):
+        found["training_bias"] = lambda path: training_bias_figure.figure(toys, end[0], path)
+    return {f"theory/{name}.png": drawing for name, drawing in found.items()}
+
+
 def _of_benchmarks(results: Path) -> Mapping[str, Drawing]:
     found: dict[str, Drawing] = {}
     for name, selection in BENCHMARKS.items():
@@ -135,37 +167,6 @@ def drawn_by(content: bytes) -> str:
     """Matplotlib's version in a PNG: pictures of two versions need not agree pixel by pixel."""
     with Image.open(io.BytesIO(content)) as picture:
         return str(picture.info.get("Software", ""))
-
-
-def _of_theory(results: Path) -> Mapping[str, Drawing]:
-    folder, found = results / "theory", dict[str, Drawing]()
-    vaes = tuple(EMBEDDED)
-    if names := [v for v in vaes if _all(folder, f"temporal_locality-{v}", f"temporal_locality-{v}-untrained")]:
-        steps = sorted(folder.glob("temporal_locality-snapshot-*.json"))
-        # The function wants the snapshots' own folders, whose names are in those of the records.
-        snapshots = [Path(s.stem.removeprefix("temporal_locality-snapshot-")) for s in steps]
-        found["temporal_locality"] = lambda path: temporal_locality_figure.figure(folder, names, snapshots, path)
-    order = [f"spatial_locality-{v}{suffix}" for v in vaes for suffix in ("-untrained", "")]
-    if spatial := _all(folder, *order):
-        found["spatial_locality"] = lambda path: spatial_locality.figure(spatial, path)
-    if bounds := _all(folder, *(f"error_bound-{v}" for v in vaes)):
-        found["error_bound"] = lambda path: error_bound_figure.figure(bounds, path)
-    backbone = _all(folder, *(f"backbone_gradient-{case}" for case in backbone_gradient.Config(full=True).cases or ()))
-    if backbone:
-        found["backbone_gradient"] = lambda path: backbone_figure.figure(backbone, path)
-    published: dict[str, list[Record]] = {}
-    for record in read_records(folder):
-        if model := record.settings.get("task", {}).get("published"):
-            published.setdefault(f"backbone_gradient-{model['pretrained']}", []).append(record)
-    for name, measured in published.items():
-        found[name] = lambda path, m=measured: backbone_figure.figure(m, path)  # type: ignore[misc]
-    if estimates := {c: r for c in estimators.CASES for r in _all(folder, f"estimators-{c}")}:
-        found["estimators"] = lambda path: estimators_figure.figure(estimates, path)
-    config = training_bias.Config(full=True)
-    toys = _all(folder, *(f"training_bias-toy-decay{d}-noise{n}" for d in config.decays for n in config.noises))
-    if toys and (end := _all(folder, "training_bias-end_task")):
-        found["training_bias"] = lambda path: training_bias_figure.figure(toys, end[0], path)
-    return {f"theory/{name}.png": drawing for name, drawing in found.items()}
 
 
 def _all(folder: Path, *names: str) -> list[Record]:

@@ -25,6 +25,7 @@ class Product:
 
 
 BENCH = "How much memory and time does each strategy take, and each thing that people do without the library?"
+ON_CPU = "`tox -e bench -- --out results`"
 ON_CLIPS = "`tox -e theory -- --full` (`--clips DIR` adds videos)"
 TASKS = "`tox -e tasks -- --full`"
 PRODUCTS = (
@@ -37,24 +38,24 @@ PRODUCTS = (
         ("theory/backbone_gradient*.png",), ("theory/backbone_gradient*.json",), "`tox -e theory -- --full`",
     ),
     Product(
-        "Fig. 5", "How wrong is a truncated gradient at the decoder input? `*-driving`: two driving clips "
-        "(`tox -e bench` adds `*-bench`, two crops; not committed)",
+        "Fig. 5", "How wrong is a truncated gradient at the decoder input? `*-driving`: two driving clips",
         ("gradient_bias/*.png", "gradient_bias/*.md"), ("gradient_bias/*.json",),
         "`python analysis/gradient_bias.py` (`*-driving`: `--clips DIR --frames 33`)",
     ),
     Product(
         "Fig. 6", f"{BENCH} Embedded decoders, CPU: peak memory", ("bench-cpu.md", "bench-cpu.png"),
-        ("memory/*-cpu-*.json",), "`tox -e bench`",
+        ("memory/*-cpu-*.json",), ON_CPU,
     ),
-    Product("Fig. 6", "The same: time", ("bench-cpu.md", "bench-cpu.png"), ("time/*-cpu-*.json",), "`tox -e bench`"),
+    Product("Fig. 6", "The same: time", ("bench-cpu.md", "bench-cpu.png"), ("time/*-cpu-*.json",), ON_CPU),
     Product(
         "Fig. 6", "The same: memory as the planner predicts it, beside what was measured", ("bench-cpu.md",),
-        ("prediction/*-cpu-*.json",), "`tox -e bench`",
+        ("prediction/*-cpu-*.json",), ON_CPU,
     ),
     Product(
         "Fig. 6", "The same for the published architectures on a GPU, random weights",
         ("bench-full-cuda.md", "bench-full-cuda.png", "bench-full-cuda-frontier.png"),
-        ("memory/*-cuda-*.json", "time/*-cuda-*.json", "prediction/*-cuda-*.json"), "`tox -e bench -- --full`",
+        ("memory/*-cuda-*.json", "time/*-cuda-*.json", "prediction/*-cuda-*.json"),
+        "`tox -e bench -- --full --out results`",
     ),
     Product(
         "Fig. 6", "What would each strategy take on the published architectures? **Predicted, not measured**",
@@ -67,7 +68,7 @@ PRODUCTS = (
     ),
     Product(
         "frontier", "What does each strategy cost, and how wrong is its gradient? Which targets are reached?",
-        ("bench-cpu.md", "bench-cpu-frontier.png"), ("gradient_error/*.json",), "`tox -e bench`",
+        ("bench-cpu.md", "bench-cpu-frontier.png"), ("gradient_error/*.json",), ON_CPU,
     ),
     Product(
         "Sec. 3.2", "Do the bounds of the truncation error hold, and the rule for D? (Every claim: theory.md)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -9,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from suite.command_line import run_main
 from suite.records import ROOT
 
 PATH = ROOT / "docs" / "concepts.png"
@@ -72,7 +75,12 @@ def gradient_of_the_last_loss(axis: Axes, distance: int) -> None:
                 axis.text(left + SPACING / 2, y - 0.45, "cut", ha="center", va="center", fontsize=11)
 
 
-def main() -> None:
+@dataclass
+class Config:
+    """Settings of the diagram: there are none."""
+
+
+def main(config: Config) -> None:
     fig, axis = plt.subplots(figsize=(11, 5.2), layout="constrained")
     recurrence(axis)
     gradient_of_the_last_loss(axis, distance=1)
@@ -87,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, Config, __doc__)

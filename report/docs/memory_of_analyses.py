@@ -6,11 +6,14 @@ sizes are read from the scripts' own settings. (Those on the small backbone keep
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from analysis import backbone_gradient, error_bound, gradient_bias, spatial_locality, temporal_locality
 from chopgrad import Full
 from chopgrad.planner import plan
+from suite.command_line import run_main
 from suite.tables import markdown_table
 
 VAES = {
@@ -41,7 +44,12 @@ def crops(architecture: str) -> dict[str, tuple[int, tuple[int, int]]]:
     }
 
 
-def main() -> None:
+@dataclass
+class Config:
+    """Settings of the table: there are none."""
+
+
+def main(config: Config) -> None:
     rows = []
     for hub_id, architecture in VAES.items():
         for name, (frames, size) in crops(architecture).items():
@@ -53,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, Config, __doc__)

@@ -1,4 +1,4 @@
-"""Outputs in the docs are those of real runs: ``python -m report.docs.outputs [--check] [words of the command]``.
+"""Outputs in the docs are those of real runs: ``python -m report.docs.outputs``.
 
 Where a page has a line ``<!-- output: COMMAND -->``, the code block after it is what the command printed. This script
 runs the commands again and rewrites the blocks; with ``--check`` it only says which differ.
@@ -12,7 +12,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from suite.command_line import run_main
 from suite.records import ROOT
 
 FOLDER = ROOT / "docs"
@@ -42,21 +44,30 @@ def filled(text: str, output_of: Callable[[str], str], only: str = "") -> str:
     return BLOCK.sub(fill, text)
 
 
-def main(arguments: list[str]) -> int:
-    check = "--check" in arguments
-    only = " ".join(word for word in arguments if word != "--check")
+@dataclass
+class Config:
+    """Settings of the outputs."""
+
+    check: bool = False
+    """Write nothing; only say which pages differ."""
+    only: str = ""
+    """Only commands with these words in them."""
+
+
+def main(config: Config) -> None:
     stale = []
     for page in sorted(FOLDER.glob("*.md")):
         before = page.read_text()
-        after = filled(before, run, only)
+        after = filled(before, run, config.only)
         if after != before:
             stale.append(page.name)
-            if not check:
+            if not config.check:
                 page.write_text(after)
+    if stale and config.check:
+        raise ValueError(f"What commands print differs from {', '.join(stale)}: run python -m report.docs.outputs.")
     if stale:
-        print(f"{'Out of date' if check else 'Written'}: {', '.join(stale)}")
-    return 1 if check and stale else 0
+        print(f"Written: {', '.join(stale)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main, Config, __doc__, {RuntimeError: ""})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ForwardRef
 
 import chopgrad
 from chopgrad import conformance, memory, planner
+from suite.command_line import run_main
 from suite.records import ROOT
 
 PAGE = ROOT / "docs" / "api.md"
@@ -116,16 +117,21 @@ def markdown(doc: str) -> list[str]:
     return lines
 
 
-def main(arguments: list[str]) -> int:
+@dataclass
+class Config:
+    """Settings of the reference."""
+
+    check: bool = False
+    """Write nothing; only say whether docs/api.md is what the docstrings give."""
+
+
+def main(config: Config) -> None:
     text = page()
-    if "--check" in arguments:
-        if not PAGE.is_file() or PAGE.read_text() != text:
-            print("docs/api.md differs from the docstrings: run python -m report.docs.reference", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(text)
-    return 0
+    if not config.check:
+        PAGE.write_text(text)
+    elif not PAGE.is_file() or PAGE.read_text() != text:
+        raise ValueError("docs/api.md differs from the docstrings: run python -m report.docs.reference.")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main, Config, __doc__)

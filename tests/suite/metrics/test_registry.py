@@ -35,7 +35,7 @@ def test_every_metric_and_set_metric_is_under_its_own_name():
     assert list(METRICS) == ["psnr", "ssim", "lpips-alex", "lpips-vgg", "dists", "flickering", "warping-error"]
     assert list(SET_METRICS) == ["fvd"]
     assert all(name == metric.name for name, metric in {**METRICS, **SET_METRICS}.items())
-    assert not SET_METRICS["fvd"].higher_is_better  # its direction is measured in test_metrics_fvd.py
+    assert not SET_METRICS["fvd"].higher_is_better  # its direction is measured in test_fvd.py
 
 
 def test_the_score_of_a_batch_is_the_mean_over_its_videos():

@@ -1,6 +1,7 @@
 """One update of a training, its gradients written to a file; by the processes of a test, or by ``accelerate launch``:
 
-    accelerate launch --multi_gpu --num_processes 2 tests/.../distributed_step.py SETTINGS GRADIENTS 2 [fsdp]
+    accelerate launch --multi_gpu --num_processes 2 \
+        tests/bench/tasks/training/distributed_step.py SETTINGS GRADIENTS 2 [fsdp]
 
 Accelerate shards on GPUs only; with ``fsdp`` it is told to do so here, where torch's FSDP2 runs on CPUs with gloo.
 """
