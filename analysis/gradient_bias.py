@@ -60,7 +60,7 @@ class Config:
     """Height and width of a crop in pixels."""
     losses: tuple[str, ...] = ("mse", "l1", "lpips")
     distances: tuple[int, ...] = ()
-    """Truncation distances in frame groups. None: all, up to exact."""
+    """Truncation distances in frame groups. None given: all, up to exact."""
     blocks: tuple[int, ...] = (1, 2, 4, 8)
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"

@@ -42,8 +42,6 @@ class OnTask(OfTheory):
     """Of scripts that measure a backbone on the restoration task."""
 
     task: TaskSettings = field(default_factory=TaskSettings)
-    out: Path | None = None
-    """Folder of the records. None: runs/theory, or results/theory with --full."""
 
 
 @dataclass

@@ -52,7 +52,7 @@ class Config:
     frames: tuple[int, ...] = ()
     """Only these numbers of frames; with --full any 1 + 4 k will do."""
     losses: tuple[str, ...] = ()
-    """Default: mse; with --full mse and lpips."""
+    """None given: mse; with --full mse and lpips."""
     minutes: float | None = None
     """Start no new case after so many minutes; what is missing is measured when it is run again."""
     rounds: int = 3

@@ -90,11 +90,8 @@ def _growth(results: Results, short: Case, long: Case) -> dict[int, float]:
 def _distances(video: Case) -> list[Chop]:
     """The paper's scheme, at distances that with a group and the next one still fit into the video."""
     # In a shorter video a longer distance costs no more: that would bend the line, and hide growth with the length.
-    return [
-        m
-        for m in PAPER
-        if isinstance(m, Chop) and m.distance + 2 <= frame_groups(ARCHITECTURE[video.vae], video.frames)
-    ]
+    groups = frame_groups(ARCHITECTURE[video.vae], video.frames)
+    return [m for m in PAPER if isinstance(m, Chop) and m.distance + 2 <= groups]
 
 
 def _line(statement: str, video: Case, by_distance: Mapping[int, float], numbers: str) -> Claim:

@@ -72,13 +72,13 @@ IN_SHORT = [
 """Each VAE, loss and form, and decoders that train with both: the rest takes minutes."""
 
 
-def short_or_slow(case, short):
-    return pytest.param(*case, marks=[] if short else [pytest.mark.slow])
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("name", "loss", "trainable", "frames_loss", "every_strategy"),
-    [*((*case, False) for case in IN_SHORT), *(short_or_slow((*case, True), False) for case in EVERY_CASE)],
+    [*((*case, False) for case in IN_SHORT), *(slow(*case, True) for case in EVERY_CASE)],
 )
 def test_predictions_are_what_a_run_takes(folders, name, loss, trainable, frames_loss, every_strategy, recwarn):
     """A video long enough that the planner extrapolates. Strategies without offload, which the CPU does not do."""
@@ -122,8 +122,8 @@ EVERY_KIND = [
     [
         ("wan2.1", False, EVERY_KIND[::2]),
         ("cogvideox", True, EVERY_KIND[1::2]),
-        pytest.param("wan2.1", True, EVERY_KIND[1::2], marks=pytest.mark.slow),
-        pytest.param("cogvideox", False, EVERY_KIND[::2], marks=pytest.mark.slow),
+        slow("wan2.1", True, EVERY_KIND[1::2]),
+        slow("cogvideox", False, EVERY_KIND[::2]),
     ],
 )
 def test_working_operators_out_once_changes_no_byte(folders, name, trainable, strategies, monkeypatch):
@@ -141,9 +141,9 @@ def test_working_operators_out_once_changes_no_byte(folders, name, trainable, st
         ("wan2.1", 8, "mse", "streamed"),
         ("cogvideox", 16, "mse", "streamed"),
         ("wan2.1", 7, "lpips", "whole"),
-        short_or_slow(("wan2.1", 8, "mse", "whole"), False),
-        short_or_slow(("cogvideox", 16, "mse", "whole"), False),
-        short_or_slow(("wan2.1", 7, "lpips", "streamed"), False),
+        slow("wan2.1", 8, "mse", "whole"),
+        slow("cogvideox", 16, "mse", "whole"),
+        slow("wan2.1", 7, "lpips", "streamed"),
     ],
 )
 def test_a_few_groups_tell_what_all_groups_take(folders, name, count, loss, frames_loss, monkeypatch):

@@ -130,7 +130,7 @@ def test_links_lead_somewhere(tags):
 def test_it_has_all_notebooks_tables_and_verdicts(report):
     text = report.read_text()
     assert text.count("<h1>") == 1
-    for path in (*notebooks.paths(), *(RESULTS).rglob("*.md")):
+    for path in (*notebooks.paths(), *RESULTS.rglob("*.md")):
         assert f'<section id="{Page(path.relative_to(ROOT).as_posix(), "").anchor}">' in text, path.name
     for word in ("holds with correction", "fails", "changed since", "Not measured yet", "commit"):
         assert word in text
