@@ -3,7 +3,8 @@
 Gradient bias of both embedded decoders on a real clip; the gradient error of every strategy and baseline; peak memory
 (each case in a fresh process); time (pytest-benchmark); the planner's predictions beside the measurements; then tables,
 figures and whether the targets were reached. Finished cases are kept: run it again after an interruption. On a machine
-with a GPU ``--full`` measures the published architectures, the most useful cases first.
+with a GPU ``--full`` measures the published architectures, the most useful cases first; ``--published`` measures them
+without one, on short and small videos, in hours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.memory import keep, peak
 from bench.page.figure import curves
 from bench.page.frontier import frontier
 from bench.page.tables import report
-from bench.predict import keep_predictions
+from bench.predict import affordable, keep_predictions
 from bench.selection import Selection, has_error, is_predicted, is_timed, stages
 from suite.command_line import run_main
 from suite.progress import track
@@ -44,9 +45,13 @@ class Config:
 
     full: bool = False
     """The published architectures (random weights, bfloat16) instead of the embedded decoders; needs a GPU."""
+    published: bool = False
+    """The published architectures (random weights, float32) on the CPU: bench-published.md, records in published/."""
+    limit_gib: float = 12.0
+    """With --published: what is predicted to take more memory is not tried."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     vaes: tuple[str, ...] = ()
-    """Only these: wan2.1, wan2.2 (with --full), cogvideox."""
+    """Only these: wan2.1, wan2.2 (with --full or --published), cogvideox."""
     sizes: tuple[str, ...] = ()
     """Only these, as HEIGHTxWIDTH in pixels; with --full any size will do."""
     frames: tuple[int, ...] = ()
@@ -64,7 +69,11 @@ class Config:
 
     @property
     def selection(self) -> Selection:
-        return Selection(self.full, self.device, self.vaes, self.sizes, self.frames, self.losses)
+        return Selection(self.full, self.device, self.vaes, self.sizes, self.frames, self.losses, self.published)
+
+    @property
+    def records(self) -> Path:
+        return self.out / self.selection.folder
 
 
 def main(config: Config) -> None:
@@ -73,37 +82,39 @@ def main(config: Config) -> None:
     todo = stages(config.selection)
     failures: list[str] = []
     made_by = provenance(config.device if "memory" in config.phases or "time" in config.phases else "cpu")
-    if "bias" in config.phases and not config.full:
+    if "bias" in config.phases and not (config.full or config.published):
         failures += bias(config)
     everything = [case for stage in todo for case in stage]
-    at_once = 1 if made_by["cuda"] else os.cpu_count() or 1  # memory and errors on a CPU do not disturb each other
+    # Memory and errors on a CPU do not disturb each other, but several full-size decoders would not fit.
+    at_once = 1 if made_by["cuda"] or config.published else os.cpu_count() or 1
     if "error" in config.phases:
         compared = [c for c in everything if has_error(c)]
         together = [[c for c in compared if c.video == video] for video in videos(compared)]
 
         def error(same_video: list[Case]) -> None:
-            measure_errors(same_video, config.out / "gradient_error", made_by)
+            measure_errors(same_video, config.records / "gradient_error", made_by)
 
         failures += in_parallel(error, together, at_once, deadline, "gradient error")
     for number, stage in enumerate(todo):
+        if config.published:  # before anything is tried
+            failures += predict(config, stage, deadline)
         if "memory" in config.phases:
-            measured = [c for c in stage if measurable(c)]
-            memory = partial(keep, peak, folder=config.out / "memory", made_by=made_by)
+            measured = tried(config, [c for c in stage if measurable(c)])
+            memory = partial(keep, peak, folder=config.records / "memory", made_by=made_by)
             failures += in_parallel(memory, measured, at_once, deadline, "peak memory")
-        if "time" in config.phases and any(is_timed(c) and measurable(c) for c in stage) and time.time() < deadline:
-            failures += measure_time(config, number, made_by["command"], deadline)
-    if "predict" in config.phases:
-        # Full size: only beside what was measured. A card waits for no prediction that nobody compares.
-        wanted = [c for c in everything if is_predicted(c)]
-        wanted = [c for c in wanted if not config.full or (config.out / "memory" / f"{c.name}.json").exists()]
-        same_videos = [[c for c in wanted if c.video == video] for video in videos(wanted)]
-        prediction = partial(keep_predictions, folder=config.out / "prediction", made_by=provenance("cpu"))
-        failures += in_parallel(prediction, same_videos, os.cpu_count() or 1, deadline, "prediction")
-    name = f"bench-{'full-' if config.full else ''}{torch.device(config.device).type}"
-    text = report(config.out, everything, name)
+        if not config.published:
+            failures += measure_time(config, number, stage, made_by["command"], deadline)
+    if config.published:  # peaks are exact, and all there before the clock starts
+        for number, stage in enumerate(todo):
+            failures += measure_time(config, number, stage, made_by["command"], deadline)
+    else:
+        failures += predict(config, everything, deadline)
+    kind = "full-" if config.full else ""
+    name = "bench-published" if config.published else f"bench-{kind}{torch.device(config.device).type}"
+    text = report(config.records, everything, name)
     (config.out / f"{name}.md").write_text(text)
-    curves(config.out, everything, config.out / f"{name}.png")
-    frontier(config.out, everything, config.out / f"{name}-frontier.png")
+    curves(config.records, everything, config.out / f"{name}.png")
+    frontier(config.records, everything, config.out / f"{name}-frontier.png")
     print(text)
     print(f"Written: {name}.md, {name}.png and {name}-frontier.png in {config.out.name}/, one record per case beside.")
     if failures:
@@ -123,6 +134,13 @@ def check(config: Config) -> None:
             "--full measures the full-size decoders, which would take days on a CPU: run it on a machine with a GPU, "
             "or leave it out to measure the embedded decoders."
         )
+    if config.published and (config.full or device.type != "cpu"):
+        raise ValueError(
+            "--published measures the full-size decoders on the CPU: pass --device cpu and leave out --full, or pass "
+            "--full alone on a machine with a GPU."
+        )
+    if not config.limit_gib > 0:
+        raise ValueError(f"--limit-gib must be positive, got {config.limit_gib}.")
     if config.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {config.rounds}.")
     if config.minutes is not None and not config.minutes > 0:
@@ -172,16 +190,40 @@ def in_parallel(
     return failures
 
 
-def measure_time(config: Config, stage: int, command: str, deadline: float) -> list[str]:
+def tried(config: Config, cases: list[Case]) -> list[Case]:
+    """With ``--published`` those that fit, by the prediction; the others are told."""
+    if not config.published:
+        return cases
+    fitting = affordable(cases, config.records / "prediction", config.limit_gib * 2**30)
+    if skipped := [c.name for c in cases if c not in fitting]:
+        print(f"Not predicted to fit into {config.limit_gib:g} GiB, so not tried: {', '.join(skipped)}", flush=True)
+    return fitting
+
+
+def predict(config: Config, cases: Sequence[Case], deadline: float) -> list[str]:
+    if "predict" not in config.phases:
+        return []
+    # On a GPU at full size: only beside what was measured. A card waits for no prediction that nobody compares.
+    wanted = [c for c in cases if is_predicted(c)]
+    wanted = [c for c in wanted if not config.full or (config.records / "memory" / f"{c.name}.json").exists()]
+    same_videos = [[c for c in wanted if c.video == video] for video in videos(wanted)]
+    prediction = partial(keep_predictions, folder=config.records / "prediction", made_by=provenance("cpu"))
+    return in_parallel(prediction, same_videos, os.cpu_count() or 1, deadline, "prediction")
+
+
+def measure_time(config: Config, number: int, stage: Sequence[Case], command: str, deadline: float) -> list[str]:
+    wanted = "time" in config.phases and any(is_timed(c) and measurable(c) for c in stage)
+    if not wanted or time.time() >= deadline:
+        return []
     print("== time", flush=True)
     try:
         run(
             [sys.executable, "-m", "pytest", "bench/test_time.py", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
             + ["--benchmark-columns=median,min,rounds", "--benchmark-sort=name"],
             CHOPGRAD_BENCH_SELECTION=config.selection.to_json(),
-            CHOPGRAD_BENCH_STAGE=str(stage),
+            CHOPGRAD_BENCH_STAGE=str(number),
             CHOPGRAD_BENCH_ROUNDS=str(config.rounds),
-            CHOPGRAD_BENCH_RESULTS=str(config.out.resolve()),
+            CHOPGRAD_BENCH_RESULTS=str(config.records.resolve()),
             CHOPGRAD_BENCH_COMMAND=command,
             CHOPGRAD_BENCH_DEADLINE=str(deadline),
         )

@@ -28,7 +28,14 @@ class Inside:
     strategy: Strategy
 
 
-Method = Strategy | Inside | Baseline
+@dataclass(frozen=True)
+class Whole:
+    """A strategy under a loss on the whole video: ``chopgrad.decode``, and the loss on its frames."""
+
+    strategy: Strategy
+
+
+Method = Strategy | Inside | Whole | Baseline
 """How a loss is differentiated: a strategy of the library, or what people do without it."""
 
 KEY_STRATEGIES: tuple[Strategy, ...] = (
@@ -112,14 +119,16 @@ class Case:
 
 
 def plain(method: Method) -> Strategy | Baseline:
-    """Without what the decoder recomputes inside a group."""
-    return method.strategy if isinstance(method, Inside) else method
+    """Without what the decoder recomputes inside a group, and wherever the loss is."""
+    return method.strategy if isinstance(method, Inside | Whole) else method
 
 
 def label(method: Method) -> str:
     """The method as written in code, without settings left at their default: ``Chop(1, block=4, recompute)``."""
     if isinstance(method, Inside):
         return f"{label(method.strategy)}, checkpoint={method.checkpoint}"
+    if isinstance(method, Whole):
+        return f"{label(method.strategy)}, decode"
     words, flags = [], []
     for field in fields(method):
         value = getattr(method, field.name)
@@ -174,6 +183,11 @@ def refusals(vae: str, height: int, width: int) -> list[str]:
 
 ARCHITECTURE = {name: name for name in EMBEDDED} | FULL_SIZE
 """VAE -> the published architecture that it has, or is a small version of."""
+
+
+def frame_groups(architecture: str, frames: int) -> int:
+    """Of a video: CogVideoX's have 8 frames, the first one 9; those of the others have 4, after one frame."""
+    return (frames - 1) // 8 if architecture == "cogvideox" else 1 + (frames - 1) // 4
 
 
 def videos(cases: Iterable[Case]) -> list[Case]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
+from bench.cases import FULL_SIZE, Case
 from bench.estimates import seed_of_largest
 from bench.subject import Subject
 from chopgrad import Sampled
@@ -54,8 +54,9 @@ def keep(work: Work, case: Case, folder: Path, made_by: dict[str, Any]) -> dict[
 def finished(path: Path, case: Case, made_by: dict[str, Any]) -> dict[str, Any] | None:
     """Metrics of an earlier run, if its settings, code, versions and device are the same.
 
-    On a CPU the same code is the same commit: all is measured again in ten minutes. A sweep on a GPU takes hours and is
-    committed in parts, so there a commit that leaves the code alone undoes nothing.
+    Of the embedded decoders on a CPU the same code is the same commit: all is measured again in ten minutes. A sweep on
+    a GPU, or of full-size decoders, takes hours and is committed in parts, so there a commit that leaves the code alone
+    undoes nothing.
     """
     try:
         old = read_record(path)
@@ -65,8 +66,8 @@ def finished(path: Path, case: Case, made_by: dict[str, Any]) -> dict[str, Any] 
     if not same or made_by["dirty"] or old.settings != case.settings():
         return None
     commits = old.provenance.get("commit"), made_by["commit"]
-    on_cuda = torch.device(case.device).type == "cuda"
-    return old.metrics if commits[0] == commits[1] or (on_cuda and same_code(*commits)) else None
+    takes_hours = torch.device(case.device).type == "cuda" or case.vae in FULL_SIZE
+    return old.metrics if commits[0] == commits[1] or (takes_hours and same_code(*commits)) else None
 
 
 @lru_cache

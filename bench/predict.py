@@ -12,15 +12,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.baselines import Baseline
-from bench.cases import ARCHITECTURE, FULL_SIZE, Case, Inside, plain
+from bench.cases import ARCHITECTURE, FULL_SIZE, Case, Inside, Whole, plain
 from bench.memory import finished, in_fresh_process
 from bench.subject import Subject
 from chopgrad import Sampled
 from chopgrad.decoders import Checkpoint
 from chopgrad.memory import PeakMemory
-from chopgrad.planner import plan
+from chopgrad.planner import FramesLoss, plan
 from chopgrad.shapes import ShapesOnly
-from suite.records import write_record
+from suite.records import read_record, write_record
 from suite.vaes import EMBEDDED
 
 SHORT = {"wan2.1": 9, "wan2.2": 9, "cogvideox": 17}
@@ -40,6 +40,17 @@ def keep_predictions(cases: Sequence[Case], folder: Path, made_by: dict[str, Any
             write_record(folder / f"{case.name}.json", case.settings(), found[case.name], made_by)
 
 
+def affordable(cases: Sequence[Case], folder: Path, limit_bytes: float) -> list[Case]:
+    """Those that are predicted, by their records in the folder, to take no more, weights and latents included."""
+    found = []
+    for case in cases:
+        path = folder / f"{case.name}.json"
+        needed = read_record(path).metrics["device_bytes"] if path.exists() else None
+        if needed is not None and needed <= limit_bytes:
+            found.append(case)
+    return found
+
+
 def predict(case: Case) -> dict[str, Any]:
     """``peak_bytes`` as ``bench.memory.peak`` defines it, and the total on the device and on the host.
 
@@ -53,19 +64,20 @@ def predict_all(cases: Sequence[Case], first: Case) -> dict[str, Any]:
     """The same of several cases of one video, by name: they are planned together, less than a second for each."""
     with ShapesOnly():
         resident = _resident(Subject(replace(first, device="meta", loss="mse")))
-    by_checkpoint: dict[Checkpoint, list[Case]] = {}
+    alike: dict[tuple[Checkpoint, FramesLoss], list[Case]] = {}
     peaks: dict[str, Bytes] = {}
     for case in cases:
         if _offloads_graphs(case):
             peaks[case.name] = (None, None)
         elif not isinstance(case.strategy, Baseline):
             inside = case.strategy.checkpoint if isinstance(case.strategy, Inside) else None
-            by_checkpoint.setdefault(inside, []).append(case)
+            where: FramesLoss = "whole" if isinstance(case.strategy, Whole) else "streamed"
+            alike.setdefault((inside, where), []).append(case)
         else:
             peaks[case.name] = _baseline(case) if case.loss == "mse" else (None, None)
-    for inside, planned in by_checkpoint.items():
+    for (inside, where), planned in alike.items():
         unknown: list[Bytes] = [(None, None)] * len(planned)
-        found = _plan(planned, inside) if first.loss in ("mse", "lpips") else unknown
+        found = _plan(planned, inside, where) if first.loss in ("mse", "lpips") else unknown
         peaks |= {case.name: pair for case, pair in zip(planned, found, strict=True)}
     return {
         name: {
@@ -84,7 +96,7 @@ def _offloads_graphs(case: Case) -> bool:
     return not isinstance(inner, Baseline) and inner.plan().offload and not inner.plan().recompute
 
 
-def _plan(cases: Sequence[Case], checkpoint: Checkpoint) -> list[Bytes]:
+def _plan(cases: Sequence[Case], checkpoint: Checkpoint, frames_loss: FramesLoss) -> list[Bytes]:
     """(device, host) bytes; of an estimate what its largest draw needs."""
     inner = [plain(case.strategy) for case in cases]
     strategies: list[Any] = [s.strategy if isinstance(s, Sampled) else s for s in inner]
@@ -95,6 +107,7 @@ def _plan(cases: Sequence[Case], checkpoint: Checkpoint) -> list[Bytes]:
         first.height,
         first.width,
         loss=first.loss,
+        frames_loss=frames_loss,
         dtype=getattr(torch, first.dtype),
         trainable_decoder=first.trainable_decoder,
         strategies=strategies,

@@ -2,6 +2,7 @@
 
 By default the embedded decoders, in minutes on two cores. With ``--full`` the published architectures in bfloat16: far
 more than a card does in an hour, so the most useful cases come first and each stage is complete before the next starts.
+With ``--published`` the same architectures in float32 on short, small videos: hours on two cores.
 """
 
 from __future__ import annotations
@@ -14,8 +15,21 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from bench.baselines import Baseline
-from bench.cases import ESTIMATES, FULL_SIZE, KEY_STRATEGIES, STRATEGIES, SWEEP, Case, Method, baselines, measurable
-from chopgrad import Chop, Full
+from bench.cases import (
+    ESTIMATES,
+    FULL_SIZE,
+    KEY_STRATEGIES,
+    STRATEGIES,
+    SWEEP,
+    Case,
+    Inside,
+    Method,
+    Whole,
+    baselines,
+    frame_groups,
+    measurable,
+)
+from chopgrad import Chop, Exact, Full
 from suite.losses import LOSSES
 from suite.vaes import EMBEDDED
 
@@ -35,6 +49,33 @@ FRONTIER = Video((40, 40), (33,))
 """Everything: memory, time and gradient error of all strategies and baselines."""
 PAPER: tuple[Method, ...] = tuple(Chop(d) for d in (0, 1, 2, 4))
 """The paper's scheme against its distance (Fig. 6)."""
+PUBLISHED: tuple[tuple[tuple[str, ...], Video], ...] = (
+    (("wan2.1",), Video((128, 128), (9, 17))),
+    (("wan2.1", "cogvideox", "wan2.2"), Video((64, 64), (9, 17, 41))),
+    (("cogvideox", "wan2.2"), Video((128, 128), (9, 17))),
+    (("wan2.1", "wan2.2", "cogvideox"), Video((256, 256), (5, 9))),
+)
+"""Full-size decoders on a CPU, stage by stage: what tells most for its minutes first."""
+TIMED: tuple[Method, ...] = (
+    Full(),
+    Exact(),
+    Exact(pieces=True),
+    Inside("frame", Exact(pieces=True)),
+    *PAPER,
+    Chop(1, block=4),
+    Whole(Exact(pieces=True)),
+)
+"""Of these also the time is measured there."""
+COMPARED: tuple[Method, ...] = (
+    *TIMED,
+    Inside("frame", Chop(1)),
+    *(Chop(d, block=4) for d in (0, 2, 4)),
+    Whole(Chop(1)),
+    Exact(offload=True),
+    Exact(offload=True, pieces=True),
+    Inside("frame", Exact(offload=True, pieces=True)),
+)
+"""The last three are predicted: a CPU has nowhere to offload to."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,7 @@ class Selection:
     sizes: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
     losses: tuple[str, ...] = ()
+    published: bool = False
 
     def __post_init__(self) -> None:
         known = self.known_vaes
@@ -75,7 +117,12 @@ class Selection:
     @property
     def known_vaes(self) -> list[str]:
         """As written on the command line, without the prefix of the full-size ones."""
-        return list(FULL_SIZE.values() if self.full else EMBEDDED)
+        return list(FULL_SIZE.values() if self.full or self.published else EMBEDDED)
+
+    @property
+    def folder(self) -> str:
+        """Where the records lie within a folder of results."""
+        return "published" if self.published else "."
 
 
 def stages(selection: Selection) -> list[list[Case]]:
@@ -87,6 +134,8 @@ def stages(selection: Selection) -> list[list[Case]]:
     if selection.full:
         ranked = sorted(_full(selection), key=lambda pair: pair[0])  # stable
         found = [[case for _, case in group] for _, group in groupby(ranked, key=lambda pair: pair[0])]
+    elif selection.published:
+        found = [stage for stage in _published(selection) if stage]
     else:
         found = [list(_small(selection))]
     if not any(found):
@@ -102,9 +151,13 @@ def cases(selection: Selection) -> list[Case]:
 
 
 def is_timed(case: Case) -> bool:
-    """At full size everything; of the embedded decoders the frontier, and the paper's scheme on a longer video."""
+    """At full size everything, on a CPU what is in ``TIMED``; of the embedded decoders the frontier, and the paper's
+    scheme on a longer video.
+    """
+    if case.vae in FULL_SIZE:
+        return case.device != "cpu" or case.strategy in TIMED
     longer = case.frames == CURVE.frames[1] and case.strategy in PAPER
-    return case.vae in FULL_SIZE or longer or not _on_curve(case)
+    return longer or not _on_curve(case)
 
 
 def has_error(case: Case) -> bool:
@@ -137,6 +190,29 @@ def _small(selection: Selection) -> Iterator[Case]:
                 for frames in (n for n in video.frames if not selection.frames or n in selection.frames):
                     case = Case(vae, frames, height, width, Full(), loss, device=selection.device)
                     yield from (replace(case, strategy=method) for method in methods)
+
+
+def _published(selection: Selection) -> Iterator[list[Case]]:
+    names = {name: vae for vae, name in FULL_SIZE.items()}
+    for architectures, video in PUBLISHED:
+        height, width = video.size
+        if selection.sizes and f"{height}x{width}" not in selection.sizes:
+            continue
+        yield [
+            Case(names[name], frames, height, width, method, loss, device=selection.device)
+            for name in architectures
+            if not selection.vaes or name in selection.vaes
+            for frames in video.frames
+            if not selection.frames or frames in selection.frames
+            for loss in selection.losses or ("mse",)
+            for method in COMPARED
+            if _fits(method, frame_groups(name, frames))
+        ]
+
+
+def _fits(method: Method, groups: int) -> bool:
+    """Whether a window of block + D groups fits into the video: one that is cut short is another's."""
+    return not isinstance(method, Chop) or method.distance + method.block <= groups
 
 
 def _full(selection: Selection) -> Iterator[tuple[tuple[int, ...], Case]]:

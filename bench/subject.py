@@ -12,7 +12,7 @@ from torch import Tensor
 
 import chopgrad
 from bench.baselines import Baseline, differentiate
-from bench.cases import FULL_SIZE, Case, Inside, Method
+from bench.cases import FULL_SIZE, Case, Inside, Method, Whole
 from chopgrad import CausalDecoder
 from chopgrad.planner import ARCHITECTURES
 from suite.losses import loss_by_name
@@ -66,7 +66,10 @@ class Subject:
             # Not checked again, which would be timed.
             decoder = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint, check=False)
             method = method.strategy
-        loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
+        if isinstance(method, Whole):
+            loss = self.loss_fn(chopgrad.decode(decoder, leaf, method.strategy), self._part(slice(None)))
+        else:
+            loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])
         return loss.detach(), gradient
 

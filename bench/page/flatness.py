@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from bench.baselines import Baseline
-from bench.cases import SWEEP, Method, label, plain
-from bench.page.results import Results, frame_groups, groups_of_videos
+from bench.cases import SWEEP, Method, frame_groups, label, plain
+from bench.page.results import Results, groups_of_videos
 from bench.page.verdict import Verdict, judge
 from bench.published import Row
 from chopgrad import Chop

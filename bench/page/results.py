@@ -101,8 +101,3 @@ def groups_of_videos(cases: Sequence[Case]) -> list[Case]:
 
 def as_bytes(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
-
-
-def frame_groups(architecture: str, frames: int) -> int:
-    """Of a video: CogVideoX's have 8 frames, the first one 9; those of the others have 4, after one frame."""
-    return (frames - 1) // 8 if architecture == "cogvideox" else 1 + (frames - 1) // 4

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.cases import ARCHITECTURE, Case, label
-from bench.page.results import Results, as_bytes, frame_groups
+from bench.cases import ARCHITECTURE, Case, frame_groups, label
+from bench.page.results import Results, as_bytes
 from bench.selection import PAPER
 from chopgrad import Chop, Full
 from suite.claims import Claim, Verdict
