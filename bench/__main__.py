@@ -124,6 +124,11 @@ def main(config: Config) -> None:
 def check(config: Config) -> None:
     """Bad settings are told before any work."""
     device = torch.device(config.device)
+    if config.published and (config.full or device.type != "cpu"):
+        raise ValueError(
+            "--published measures the full-size decoders on the CPU: pass --device cpu and leave out --full, or pass "
+            "--full alone on a machine with a GPU."
+        )
     measures = {"memory", "time"} & set(config.phases)
     if device.type == "cuda" and measures and not torch.cuda.is_available():
         raise ValueError(
@@ -133,11 +138,6 @@ def check(config: Config) -> None:
         raise ValueError(
             "--full measures the full-size decoders, which would take days on a CPU: run it on a machine with a GPU, "
             "or leave it out to measure the embedded decoders."
-        )
-    if config.published and (config.full or device.type != "cpu"):
-        raise ValueError(
-            "--published measures the full-size decoders on the CPU: pass --device cpu and leave out --full, or pass "
-            "--full alone on a machine with a GPU."
         )
     if not config.limit_gib > 0:
         raise ValueError(f"--limit-gib must be positive, got {config.limit_gib}.")

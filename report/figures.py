@@ -102,9 +102,10 @@ def _of_benchmarks(results: Path) -> Mapping[str, Drawing]:
     found: dict[str, Drawing] = {}
     for name, selection in BENCHMARKS.items():
         chosen = cases(selection)
-        if Results(results, chosen).records:
-            found[f"{name}.png"] = lambda path, c=chosen: curves(results, c, path)  # type: ignore[misc]
-            found[f"{name}-frontier.png"] = lambda path, c=chosen: frontier(results, c, path)  # type: ignore[misc]
+        folder = results / selection.folder
+        if Results(folder, chosen).records:
+            found[f"{name}.png"] = lambda path, f=folder, c=chosen: curves(f, c, path)  # type: ignore[misc]
+            found[f"{name}-frontier.png"] = lambda path, f=folder, c=chosen: frontier(f, c, path)  # type: ignore[misc]
     return found
 
 

@@ -38,8 +38,9 @@ def pages(results: Path) -> Mapping[str, Writing]:
         found["theory.md"] = lambda: theory_page.report(results / "theory")
     for name, selection in BENCHMARKS.items():
         chosen = cases(selection)
-        if Results(results, chosen).records:
-            found[f"{name}.md"] = lambda c=chosen, n=name: bench_report(results, c, n)  # type: ignore[misc]
+        folder = results / selection.folder
+        if Results(folder, chosen).records:
+            found[f"{name}.md"] = lambda f=folder, c=chosen, n=name: bench_report(f, c, n)  # type: ignore[misc]
     if predicted := {r.path.stem: r for r in read_records(results / "predicted_memory")}:
         names = [*predicted_memory.CASES, *predicted_memory.CURVES]
         ordered = {name: predicted[name] for name in names if name in predicted}

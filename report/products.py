@@ -58,6 +58,11 @@ PRODUCTS = (
         "`tox -e bench -- --full --out results`",
     ),
     Product(
+        "Fig. 6", "The same for the published architectures without a GPU: short and small videos, random weights",
+        ("bench-published.md", "bench-published.png", "bench-published-frontier.png"), ("published/*/*.json",),
+        "`tox -e bench -- --published --out results`",
+    ),
+    Product(
         "Fig. 6", "What would each strategy take on the published architectures? **Predicted, not measured**",
         ("predicted_memory/README.md", "predicted_memory/curves.png"), ("predicted_memory/*.json",),
         "`python analysis/predicted_memory.py`",

@@ -22,7 +22,7 @@ def from_elsewhere(results: Path) -> Iterator[Trial]:
         page = f"{name}.md"
         link = f"[{page}]({page}#{anchor(SCALING)})"
         asked = [case for case in cases(selection) if case.strategy in (Full(), *PAPER)]
-        for vae, found in of_memory_and_time(Results(results, asked)).items():
+        for vae, found in of_memory_and_time(Results(results / selection.folder, asked)).items():
             yield from (Trial(claim, vae, link) for claim in found)
     for task in results_of(results / "tasks"):
         vae = str(task.records[0].settings["vae"])

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 from bench.cases import Case, label
-from bench.page.results import Results, frames_of, groups_of_videos, methods_of
+from bench.page.results import Peak, Results, frames_of, groups_of_videos, methods_of
 from chopgrad import Chop, Full
 
 matplotlib.use("Agg")
@@ -18,13 +18,13 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 MARKERS = "osD^v<>PX*"
-NAN = float("nan")
 
 
 def curves(folder: Path, cases: Sequence[Case], path: Path) -> None:
     """A row per VAE, at its size with most lengths. Hollow markers and dashed lines: predicted, not measured."""
     results = Results(folder, cases)
-    vaes = list(dict.fromkeys(c.vae for c in cases))
+    every = dict.fromkeys(c.vae for c in cases)
+    vaes = [vae for vae in every if any(results.knows(v) for v in groups_of_videos(cases) if v.vae == vae)] or [*every]
     fig, axes = plt.subplots(len(vaes), 3, figsize=(17, 4.8 * len(vaes)), layout="constrained", squeeze=False)
     for row, vae in zip(axes, vaes, strict=True):
         video = max((v for v in groups_of_videos(cases) if v.vae == vae), key=lambda v: len(frames_of(cases, v)))
@@ -44,13 +44,9 @@ def _against_frames(axis: Any, results: Results, video: Case, unit: int, name: s
         peaks = [results.peak(replace(video, frames=n, strategy=method)) for n in frames]
         if not any(peaks):
             continue
-        known = [(n, p.bytes / unit) for n, p in zip(frames, peaks, strict=True) if p]
-        predicted = all(p.kind == "predicted" for p in peaks if p)
         color = plt.get_cmap("tab20")(k % 20)
-        style = {"linestyle": "--" if predicted else "-", "markerfacecolor": "none" if predicted else color}
-        axis.plot(
-            *zip(*known, strict=True), color=color, marker=MARKERS[k % 10], markersize=5, label=label(method), **style
-        )
+        style = {"color": color, "marker": MARKERS[k % 10], "markersize": 5, "label": label(method)}
+        _line(axis, frames, peaks, unit, "-", style)
     # Through the origin: what a memory in proportion to the video would be.
     if full := results.peak(replace(video, frames=frames[-1], strategy=Full())):
         x = [frames[0] / 2, frames[-1]]
@@ -68,13 +64,25 @@ def _against_distance(axis: Any, results: Results, video: Case, unit: int, name:
     for k, n in enumerate(frames_of(results.cases, video)):
         peaks = [results.peak(replace(video, frames=n, strategy=Chop(d))) for d in distances]
         if any(peaks):
-            style = {"marker": MARKERS[k], "color": f"C{k}", "linestyle": (0, (4, k)) if k else "-"}
-            axis.plot(distances, [p.bytes / unit if p else NAN for p in peaks], label=f"{n} frames", **style)
+            style = {"color": f"C{k}", "marker": MARKERS[k], "label": f"{n} frames"}
+            _line(axis, distances, peaks, unit, (0, (4, k)) if k else "-", style)
     axis.set(xlabel="truncation distance $D$ (frame groups)", title=f"Chop(D), {video.height}x{video.width}")
     axis.set(ylim=(0, None), ylabel=f"peak memory ({name})")
     axis.set_xticks(distances)
     _legend(axis)
     axis.grid(alpha=0.3)
+
+
+def _line(
+    axis: Any, x: Sequence[int], peaks: Sequence[Peak | None], unit: int, solid: Any, style: dict[str, Any]
+) -> None:
+    """Through all that is known; what is only predicted is hollow, and a line with none else dashed."""
+    known = [(at, p.bytes / unit, p.kind) for at, p in zip(x, peaks, strict=True) if p]
+    measured = [point[:2] for point in known if point[2] == "measured"]
+    hollow = {} if len(measured) == len(known) else {"markerfacecolor": "none"}
+    axis.plot(*zip(*(p[:2] for p in known), strict=True), linestyle=solid if measured else "--", **style, **hollow)
+    if hollow and measured:
+        axis.plot(*zip(*measured, strict=True), linestyle="", **style | {"label": None})
 
 
 def _time_against_distance(axis: Any, results: Results, vae: str) -> None:

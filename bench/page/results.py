@@ -42,6 +42,10 @@ class Results:
         record = self.records.get((kind, case.name))
         return record.metrics if record else None
 
+    def knows(self, video: Case) -> bool:
+        """Whether there is a record of its VAE, size and loss."""
+        return any((k, c.name) in self.records for k in KINDS for c in self.cases if _alike(c, video))
+
     def ran_out(self, case: Case) -> bool:
         """Whether the case was tried and did not fit."""
         return any((self.metrics(kind, case) or {}).get("out_of_memory") for kind in ("memory", "time"))
@@ -86,12 +90,16 @@ class Results:
 
 def frames_of(cases: Sequence[Case], video: Case) -> list[int]:
     """The frame counts of a VAE, size and loss."""
-    return sorted({c.frames for c in cases if replace(c.video, frames=video.frames) == video})
+    return sorted({c.frames for c in cases if _alike(c, video)})
 
 
 def methods_of(cases: Sequence[Case], video: Case) -> list[Method]:
     """The strategies and baselines of a VAE, size and loss, in order."""
-    return list(dict.fromkeys(c.strategy for c in cases if replace(c.video, frames=video.frames) == video))
+    return list(dict.fromkeys(c.strategy for c in cases if _alike(c, video)))
+
+
+def _alike(case: Case, video: Case) -> bool:
+    return replace(case.video, frames=video.frames) == video
 
 
 def groups_of_videos(cases: Sequence[Case]) -> list[Case]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.baselines import Baseline
 from bench.cases import EMBEDDED, Case, label, refusals, uses_host
 from bench.page.costs import costs, kind
+from bench.page.full_size import accuracy, glance
 from bench.page.results import Results, as_bytes, frames_of, groups_of_videos, methods_of
 from bench.page.scaling import CONSTANT, STRAIGHT, claims
 from bench.page.targets import targets
@@ -17,7 +18,11 @@ from chopgrad import Sampled
 from suite.records import Record
 from suite.tables import markdown_table
 
-BENCHMARKS = {"bench-cpu": Selection(), "bench-full-cuda": Selection(full=True, device="cuda")}
+BENCHMARKS = {
+    "bench-cpu": Selection(),
+    "bench-full-cuda": Selection(full=True, device="cuda"),
+    "bench-published": Selection(published=True),
+}
 """The pages that ``python -m bench`` writes by default, by name."""
 EXPLANATION = """\
 Peak: device memory that the loss and its backward pass add to weights, latents and target. *p*: not measured but
@@ -48,6 +53,8 @@ def report(folder: Path, cases: Sequence[Case], name: str) -> str:
     lines += [_made_by(list(results.records.values())), ""]
     if overview := costs(results):
         lines += ["## What each strategy costs", "", *overview, ""]
+    if at_a_glance := glance(results):
+        lines += ["## Full-size decoders at a glance", "", *at_a_glance, ""]
     lines += [f"![Curves]({name}.png)", "", f"![Frontier]({name}-frontier.png)", ""]
     if scaling := [c for found in claims(results).values() for c in found]:
         rows = [[c.statement, f"**{c.verdict}**", c.evidence] for c in scaling]
@@ -58,9 +65,14 @@ def report(folder: Path, cases: Sequence[Case], name: str) -> str:
         lines += [
             "On a CPU there is nowhere to offload to: memory of what does is predicted, its time is not measured."
         ]
+    left = [video for video in groups_of_videos(cases) if not results.knows(video)]
     for video in groups_of_videos(cases):
-        lines += ["", *_section(results, video)]
+        lines += ["", *_section(results, video)] if video not in left else []
+    if left:
+        lines += ["", f"Nothing is known yet of {'; '.join(f'{v.vae}, {v.height}x{v.width}' for v in left)}."]
     lines += ["", "## How good the predictions are, and the clock", "", _accuracy(results), *_noise(results)]
+    if compared := accuracy(results):
+        lines += ["", *compared]
     lines += ["", "## Targets of this project", "", OWN_TARGETS, ""]
     lines += [markdown_table(["target", "verdict", "numbers", "from"], targets(results))]
     return "\n".join(lines) + "\n"

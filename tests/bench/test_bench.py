@@ -10,7 +10,7 @@ import torch
 from bench import test_time
 from bench.__main__ import Config, in_parallel, main
 from bench.baselines import BASELINES, FirstLatents, IsolatedLatents, SavedOnCpu
-from bench.cases import ESTIMATES, Case, Inside, is_exact, label, measurable, plain
+from bench.cases import ESTIMATES, Case, Inside, Whole, is_exact, label, measurable, plain
 from bench.error import Reference, compare, measure_errors
 from bench.estimates import seed_of_largest
 from bench.memory import finished, in_fresh_process, is_out_of_memory, keep, peak, same_code
@@ -91,6 +91,8 @@ def test_labels():
     assert label(Full()) == "Full()"
     assert label(Exact(offload=True, every=3, pieces=True)) == "Exact(every=3, offload, pieces)"
     assert label(Chop(2, block=4, recompute=True)) == "Chop(2, block=4, recompute)"
+    assert label(Inside("frame", Chop(1))) == "Chop(1), checkpoint=frame"
+    assert label(Whole(Exact(pieces=True))) == "Exact(pieces), decode"
     assert label(Sampled(3)) == "Sampled(3)"
     assert label(Sampled(3, Exact(pieces=True))) == "Sampled(3, Exact(pieces))"
 
@@ -107,7 +109,7 @@ def test_peak_memory_in_a_fresh_process_is_kept(tmp_path, monkeypatch):
         keep(peak, CASE, tmp_path, MADE_BY | {"commit": "another"})
 
 
-@pytest.mark.parametrize("method", [Chop(1), Exact(), IsolatedLatents(), FirstLatents(1)], ids=label)
+@pytest.mark.parametrize("method", [Chop(1), Exact(), Whole(Chop(1)), IsolatedLatents(), FirstLatents(1)], ids=label)
 def test_predictions_are_what_a_run_takes(method):
     case = Case("wan2.1", 25, 16, 16, method)
     assert predict(case)["peak_bytes"] == pytest.approx(peak(case)["peak_bytes"], rel=0.02)
@@ -252,17 +254,18 @@ def test_one_case_that_fails_does_not_cost_the_others(capsys):
     assert done == [0, 2]
 
 
-def test_a_commit_that_leaves_the_code_alone_undoes_nothing_on_a_gpu(tmp_path, monkeypatch):
+def test_a_commit_that_leaves_the_code_alone_undoes_nothing_that_took_hours(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("bench.memory.same_code", lambda old, new: asked.append((old, new)) or new == "c" * 40)
     path = tmp_path / "record.json"
     for case, commit, expected in (
         (CASE, "b" * 40, None), (CASE, "c" * 40, None),
         (replace(CASE, device="cuda"), "b" * 40, None), (replace(CASE, device="cuda"), "c" * 40, {"x": 1}),
+        (replace(CASE, vae="full:wan2.1"), "c" * 40, {"x": 1}),
     ):  # fmt: skip
         write_record(path, case.settings(), {"x": 1}, MADE_BY | {"commit": "a" * 40})
         assert finished(path, case, MADE_BY | {"commit": commit}) == expected
-    assert asked == [("a" * 40, "b" * 40), ("a" * 40, "c" * 40)]
+    assert asked == [("a" * 40, "b" * 40), ("a" * 40, "c" * 40), ("a" * 40, "c" * 40)]
 
 
 @pytest.mark.parametrize(
@@ -443,6 +446,13 @@ def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
     ("settings", "sentence"),
     [
         ({"full": True, "device": "cpu"}, "--full measures the full-size decoders.*run it on a machine with a GPU"),
+        (
+            {"published": True, "device": "cuda"},
+            "--published measures the full-size decoders on the CPU: pass --device c",
+        ),
+        ({"published": True, "full": True, "device": "cpu"}, "--published .*leave out --full, or pass --full alone"),
+        ({"published": True, "device": "cpu", "limit_gib": 0}, "--limit-gib must be positive, got 0"),
+        ({"published": True, "device": "cpu", "sizes": ("8x8",)}, "No case is left of vaes all, sizes"),
         ({"rounds": 0, "device": "cpu"}, "--rounds must be at least 1, got 0"),
         ({"minutes": 0, "device": "cpu"}, "--minutes must be positive, got 0"),
         ({"sizes": ("480",), "device": "cpu"}, "--sizes takes HEIGHTxWIDTH in pixels, such as 480x832; got '480'"),
