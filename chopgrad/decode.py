@@ -15,7 +15,6 @@ from chopgrad.decoders.base import CausalDecoder, FrameGroup
 from chopgrad.engine import Carry, Sweep
 from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.inputs import check_dropout, check_inputs, check_sampled, check_tangent, trained_parameters
-from chopgrad.offload import Offloaded
 from chopgrad.strategies import RECOMMENDED, Full, Strategy
 
 
@@ -176,21 +175,20 @@ class _Packed:
     """Carries without their tensors, which autograd keeps."""
 
     leaves: list[Any]
-    """In a tensor's place: True where it waits on the host, False where it does not."""
+    """None in a tensor's place; of what waits on the host its parts are the leaves."""
     is_tensor: list[bool]
     spec: TreeSpec
 
     @classmethod
     def of(cls, carries: dict[int, Carry]) -> tuple[_Packed, list[Tensor]]:
         leaves, spec = tree_flatten(carries)
-        is_tensor = [isinstance(x, Tensor | Offloaded) for x in leaves]
-        tensors = [x.host if isinstance(x, Offloaded) else x for x in leaves if isinstance(x, Tensor | Offloaded)]
-        return cls([isinstance(x, Offloaded) if t else x for x, t in zip(leaves, is_tensor)], is_tensor, spec), tensors
+        is_tensor = [isinstance(x, Tensor) for x in leaves]
+        rest = [None if t else x for x, t in zip(leaves, is_tensor, strict=True)]
+        return cls(rest, is_tensor, spec), [x for x in leaves if isinstance(x, Tensor)]
 
     def unpack(self, tensors: Sequence[Tensor]) -> dict[int, Carry]:
         given = iter(tensors)
-        both = zip(self.leaves, self.is_tensor, strict=True)
-        leaves = [(Offloaded(next(given)) if leaf else next(given)) if is_tensor else leaf for leaf, is_tensor in both]
+        leaves = [next(given) if t else x for x, t in zip(self.leaves, self.is_tensor, strict=True)]
         return tree_unflatten(leaves, self.spec)
 
 

@@ -12,6 +12,7 @@ one piece exists at a time, and with offloading the slices of the state and of i
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,8 +28,10 @@ from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece
 from chopgrad.forward import Carry, Forward
 from chopgrad.graph import Graph, total
 from chopgrad.memory import affordable_every
-from chopgrad.offload import OffloadBuffer, Offloaded, saved_on_host
+from chopgrad.offload import OffloadBuffer, SavedOnHost
 from chopgrad.strategies import Plan
+
+_log = logging.getLogger("chopgrad")
 
 See = Callable[[int, Tensor], None]
 """``(group index, its frames)``, called for every group in order as soon as it is decoded."""
@@ -95,6 +98,7 @@ class Sweep:
         self.every = plan.every or 1
         self.host = OffloadBuffer(latents.device, plan.offload and plan.recompute)
         self.saved = OffloadBuffer(latents.device, plan.offload and not plan.recompute)
+        self._saved_on_host = SavedOnHost(self.saved, self.decoder.parameters()) if self.saved.enabled else None
         self._forward = Forward(self.decoder, self.groups, latents, plan.pieces, self.host)
         self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block
@@ -201,7 +205,8 @@ class Sweep:
             kept.graphs[i] = graph = self._graph(
                 piece, (self._forward.latent(i),), self.host.get(carry_in[0]), self.latents_need_grad
             )
-            frames, carry = graph.outputs[0], [self.host.put(graph.detached_carry())]
+            onward = i + 1 < len(self.groups)
+            frames, carry = graph.outputs[0], [self.host.put(graph.detached_carry())] if onward else []
         else:
             inputs: list[Features] = []
             frames, carry = self._forward.run(i, carry_in, inputs if swept else None)
@@ -287,11 +292,11 @@ class Sweep:
     def _affordable_every(self, carry: Carry) -> int:
         if self.latents.is_meta:  # memory is being predicted, for another machine
             return 1
-        tensors = [x.host if isinstance(x, Offloaded) else x for x in tree_leaves(carry)]
-        size = sum(x.nbytes for x in tensors if isinstance(x, Tensor))
-        return affordable_every(len(self.groups), size, "cpu" if self.host.enabled else self.latents.device)
+        size = sum(x.nbytes for x in tree_leaves(carry) if isinstance(x, Tensor))
+        every = affordable_every(len(self.groups), size, "cpu" if self.host.enabled else self.latents.device)
+        _log.info("every=%d: %d groups with states of %.2f GiB", every, len(self.groups), size / 2**30)
+        return every
 
     def _graph(self, piece: Piece, features: Features, carry: Any, tracked: bool) -> Graph:
-        on_host = saved_on_host(self.saved, self.decoder.parameters()) if self.saved.enabled else nullcontext()
-        with on_host:
+        with self._saved_on_host.hooks() if self._saved_on_host else nullcontext():
             return Graph.of(piece, features, carry, tracked)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from chopgrad.decoders.base import Features, Piece
+from chopgrad.offload import dense
 
 Adjoints = Sequence[Tensor | None]
 
@@ -78,7 +79,7 @@ class Graph:
         nothing: list[Tensor | None] = [None] * len(self.features)
         if not outputs or not inputs:
             return nothing, [None] * len(parameters), []
-        with _no_autocast(outputs[0].device.type), without_hooks(parameters):
+        with _no_autocast(outputs[0].device.type), without_hooks(parameters), _arriving_dense(of_carry):
             found = iter(torch.autograd.grad(outputs, inputs, adjoints, retain_graph=retain, allow_unused=True))
         return (
             [next(found) for _ in of_features] or nothing,
@@ -157,3 +158,18 @@ def _leaf(x: Any) -> Any:
 def _no_autocast(device_type: str) -> Any:
     # Backward formulas choose their own precision; PyTorch asks that autocast not be active around them.
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+@contextmanager
+def _arriving_dense(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Their gradients arrive without the rest of the storage that they are a part of.
+
+    A cached frame enters a convolution beside its group, so its gradient is a narrow view of that of both: kept as it
+    comes, it would keep the whole alive until the backward pass of the group before.
+    """
+    handles = [x.register_hook(dense) for x in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

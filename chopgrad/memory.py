@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chopgrad.offload import pinned_bytes
+
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default
 
 
@@ -100,11 +102,12 @@ def available_bytes(device: torch.device | str) -> int | None:
 
 
 def _kept_pinned_bytes() -> int:
-    """Pinned host memory that nobody uses, but that PyTorch does not give back."""
+    """Pinned host memory in which nothing of ours waits, but that PyTorch does not give back."""
     if not torch.cuda.is_initialized():  # asking would initialise it
         return 0
     stats: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)()  # PyTorch 2.6 does not tell
-    return stats.get("allocated_bytes.current", 0) - stats.get("active_bytes.current", 0)
+    # Its own count of bytes in use ("active_bytes") is wrong in 2.11: it subtracts one for each block that is freed.
+    return max(0, stats.get("allocated_bytes.current", 0) - pinned_bytes())
 
 
 def affordable_every(groups: int, state_bytes: int, device: torch.device | str) -> int:

@@ -1,40 +1,55 @@
 """States, adjoints and features wait in host memory: copies that hide behind the computation.
 
-On CUDA every copy runs on a side stream between pinned memory and the device. What leaves the device is held there
-until the next departure, so that its memory is given back in the order of the computation and the peak does not depend
-on how far the host runs ahead. What comes back can be fetched ahead of its use.
+On CUDA copies run between pinned memory and the device on two side streams, one for each direction. What leaves the
+device is held there until the next departure, so that its memory is given back in the order of the computation and the
+peak does not depend on how far the host runs ahead. What comes back can be fetched ahead of its use.
 """
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import register_pytree_node, tree_map_only
+
+SMALLEST_PART = 2**20
+"""Bytes below which host memory is not cut any finer."""
 
 
 class Offloaded:
-    """A tensor in host memory, and its copy on the device while it leaves or once it is on its way back."""
+    """A tensor in host memory, and its copy on the device while it leaves or once it is on its way back.
 
-    __slots__ = ("arrived", "host", "in_use", "on_device")
+    As a pytree it is its ``parts``.
 
-    def __init__(self, host: Tensor) -> None:
-        self.host = host
+    Args:
+        parts: its elements in the order of its memory, one after the other.
+        shape, stride: of the tensor, whose memory has no gaps.
+    """
+
+    __slots__ = ("__weakref__", "arrived", "in_use", "on_device", "parts", "shape", "stride")
+
+    def __init__(self, parts: Sequence[Tensor], shape: torch.Size, stride: tuple[int, ...]) -> None:
+        self.parts, self.shape, self.stride = list(parts), shape, stride
         self.on_device: Tensor | None = None
         self.arrived: torch.cuda.Event | None = None
         self.in_use: weakref.ref[Tensor] | None = None
         """The device copy handed out last: while somebody holds it, it need not be fetched again."""
 
 
+register_pytree_node(Offloaded, lambda x: (x.parts, (x.shape, x.stride)), lambda parts, how: Offloaded([*parts], *how))
+
+
 class OffloadBuffer:
     """Moves the tensors of a pytree to host memory and back.
 
-    On a CPU there is nowhere to go: trees are handed back as they are. Use it in a ``with`` block: at its end, also
-    after an error, the computation waits for the copies under way, so that their memory can be given to others.
+    On a CPU there is nowhere to go: trees are handed back as they are. So are tensors that are on another device. Use
+    it in a ``with`` block: at its end, also after an error, the computation waits for the copies under way, so that
+    their memory can be given to others.
 
     Args:
         device: where the computation runs.
@@ -44,15 +59,16 @@ class OffloadBuffer:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.device = device
         self.enabled = enabled and device.type != "cpu"
-        self._stream = torch.cuda.Stream(device) if self.enabled and device.type == "cuda" else None
+        self._out, self._back = _streams(device) if self.enabled and device.type == "cuda" else (None, None)
         self._leaving: list[Offloaded] = []
 
     def __enter__(self) -> OffloadBuffer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        for stream in (self._out, self._back):
+            if stream is not None:
+                torch.cuda.current_stream(self.device).wait_stream(stream)
         self.clear()
 
     def put(self, tree: Any) -> Any:
@@ -64,23 +80,37 @@ class OffloadBuffer:
 
     def fetch(self, tree: Any) -> Any:
         """Start the way back to the device, ahead of a ``get`` of the same tree."""
-        return tree_map_only(Offloaded, self._fetch, tree) if self.enabled else tree
+        return self._each(self._fetch, tree)
 
     def get(self, tree: Any) -> Any:
         """The tree on the device, for the work that is enqueued from now on."""
-        return tree_map_only(Offloaded, self._get, tree) if self.enabled else tree
+        return self._each(self._get, tree)
 
     def clear(self) -> None:
         """Let go of the device copies that have left."""
         for offloaded in self._leaving:
-            self._await(offloaded)
+            self.settle(offloaded)
             offloaded.on_device = None
         self._leaving.clear()
 
-    def _put(self, x: Tensor) -> Offloaded:
-        offloaded = Offloaded(_host_buffer(x))
+    def settle(self, offloaded: Offloaded) -> None:
+        """Let the work that is enqueued from now on wait for its copy, out or back."""
+        if offloaded.arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(offloaded.arrived)
+            offloaded.arrived = None
+
+    def _each(self, move: Any, tree: Any) -> Any:
+        if not self.enabled:
+            return tree
+        return tree_map_only(Offloaded, move, tree, is_leaf=lambda x: isinstance(x, Offloaded))
+
+    def _put(self, x: Tensor) -> Any:
+        if x.device != self.device:
+            return x
+        x = dense(x.detach() if x.requires_grad else x)  # copied where the computation runs, in its memory
+        offloaded = Offloaded(_host_parts(x), x.shape, x.stride())
         offloaded.on_device = x
-        self._copy(offloaded, to=offloaded.host, source=x)
+        self._copy(self._out, offloaded, to=offloaded.parts, source=_cut(x, offloaded.parts))
         self._leaving.append(offloaded)
         return offloaded
 
@@ -89,8 +119,10 @@ class OffloadBuffer:
             offloaded.on_device = offloaded.in_use()
         if offloaded.on_device is None:
             # Memory of the computing stream: it is free for reuse in the order of the computation.
-            offloaded.on_device = torch.empty_like(offloaded.host, device=self.device)
-            self._copy(offloaded, to=offloaded.on_device, source=offloaded.host)
+            dtype = offloaded.parts[0].dtype
+            x = torch.empty_strided(offloaded.shape, offloaded.stride, dtype=dtype, device=self.device)
+            offloaded.on_device = x
+            self._copy(self._back, offloaded, to=_cut(x, offloaded.parts), source=offloaded.parts)
         return offloaded
 
     def _get(self, offloaded: Offloaded) -> Tensor:
@@ -98,50 +130,144 @@ class OffloadBuffer:
             assert offloaded.on_device is not None
             return offloaded.on_device  # reading what leaves needs no waiting
         self._fetch(offloaded)
-        self._await(offloaded)
+        self.settle(offloaded)
         x, offloaded.on_device = offloaded.on_device, None
         assert x is not None
         offloaded.in_use = weakref.ref(x)
         return x
 
-    def _copy(self, offloaded: Offloaded, to: Tensor, source: Tensor) -> None:
-        if self._stream is None:
-            to.copy_(source)
+    def _copy(
+        self, stream: torch.cuda.Stream | None, offloaded: Offloaded, to: Sequence[Tensor], source: Sequence[Tensor]
+    ) -> None:
+        if stream is None:
+            for a, b in zip(to, source, strict=True):
+                a.copy_(b)
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            to.copy_(source, non_blocking=True)
-            offloaded.arrived = self._stream.record_event()
-
-    def _await(self, offloaded: Offloaded) -> None:
-        if offloaded.arrived is not None:
-            torch.cuda.current_stream(self.device).wait_event(offloaded.arrived)
-            offloaded.arrived = None
+        # So it follows what the computation has waited for: a copy back comes after the same tensor has left.
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for a, b in zip(to, source, strict=True):
+                a.copy_(b, non_blocking=True)
+            offloaded.arrived = stream.record_event()
 
 
-def _host_buffer(like: Tensor) -> Tensor:
-    if like.is_cuda:
+@cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Out and back. The same for every call: PyTorch caches memory for each stream, and keeps it."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, or a copy of it where its memory has gaps or is a part of a larger storage."""
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+
+
+def part_sizes(size: int) -> list[int]:
+    """Bytes of the parts in which ``size`` bytes wait on the host.
+
+    PyTorch rounds pinned memory up to a power of two, up to twice what was asked for. So the parts are powers of two,
+    but for the last; at most a sixteenth of ``size``, or 1 MiB, is lost.
+    """
+    unit = max(SMALLEST_PART, (1 << (size - 1).bit_length()) // 32) if size else 0
+    parts = []
+    while size > unit:
+        parts.append(1 << (size.bit_length() - 1))
+        size -= parts[-1]
+    return [*parts, size] if size or not parts else parts
+
+
+_pinned = 0
+
+
+def pinned_bytes() -> int:
+    """Pinned host memory in which something waits now, as PyTorch rounds it."""
+    return _pinned
+
+
+def _count_pinned(size: int) -> None:
+    global _pinned
+    _pinned += size
+
+
+def _host_parts(x: Tensor) -> list[Tensor]:
+    counts = [size // x.element_size() for size in part_sizes(x.nbytes)]
+    if x.is_cuda:
         try:
-            return torch.empty_like(like, device="cpu", pin_memory=True)
+            parts = [torch.empty(n, dtype=x.dtype, device="cpu", pin_memory=True) for n in counts]
         except RuntimeError as error:
             warnings.warn(
-                f"No pinned host memory for {like.nbytes / 2**20:.0f} MiB ({str(error).splitlines()[0]}): using "
+                f"No pinned host memory for {x.nbytes / 2**20:.0f} MiB ({str(error).splitlines()[0]}): using "
                 "ordinary memory, whose copies are slower. Exact(offload=True, every=k) needs less of it.",
                 stacklevel=2,
             )
-    return torch.empty_like(like, device="cpu")
+        else:
+            for part in parts:
+                size = 1 << (part.nbytes - 1).bit_length() if part.nbytes else 0
+                _count_pinned(size)
+                # A storage's Python object lives exactly as long as the storage.
+                weakref.finalize(part.untyped_storage(), _count_pinned, -size).atexit = False
+            return parts
+    return [torch.empty(n, dtype=x.dtype, device="cpu") for n in counts]
 
 
-def saved_on_host(buffer: OffloadBuffer, weights: Iterable[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
-    """Let the activations that a graph saves wait on the host; ``weights`` stay where they are."""
-    stay = {_storage(p) for p in weights}
-
-    def pack(x: Tensor) -> Any:
-        return x if _storage(x) in stay else buffer.put(x)
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, buffer.get)
+def _cut(x: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The memory of a dense x, in pieces as long as ``like``."""
+    return x.as_strided((x.numel(),), (1,)).split([part.numel() for part in like])
 
 
-def _storage(x: Tensor) -> int:
-    # Known for tensors without data too, unlike their address, so that the planner can follow this.
-    return x.untyped_storage()._cdata
+class _Saved(NamedTuple):
+    """A tensor that a graph saves: what waits for it, and how it lies in that memory."""
+
+    offloaded: Offloaded
+    place: int
+    """Number in the order of saving; a backward pass asks in the reverse order."""
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+class SavedOnHost:
+    """Lets the activations that graphs save wait on the host; each storage once, and the next on its way in time.
+
+    Args:
+        weights: these stay where they are.
+    """
+
+    def __init__(self, buffer: OffloadBuffer, weights: Iterable[Tensor]) -> None:
+        self._buffer = buffer
+        self._stay = {id(p.untyped_storage()) for p in weights}
+        self._count = 0
+        self._places: weakref.WeakValueDictionary[int, Offloaded] = weakref.WeakValueDictionary()
+        self._known: dict[Any, tuple[weakref.ref[Any], weakref.ref[Offloaded], int]] = {}
+        self._ahead: Offloaded | None = None
+        """On its way back before anybody asked; its graph may die first, and the copy must not outlive its memory."""
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """While these are entered, what is saved leaves for the host."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, x: Tensor) -> Any:
+        storage = x.untyped_storage()
+        if id(storage) in self._stay or x.device != self._buffer.device:
+            return x
+        # One tensor is often saved twice, by the operator that made it and by the one that takes it, or in other views.
+        whole = storage.nbytes() == x.nbytes
+        key = (id(storage), x._version, x.dtype, () if whole else (x.storage_offset(), x.shape, x.stride()))
+        alive, waiting, place = self._known.get(key, (lambda: None, lambda: None, 0))
+        offloaded = waiting() if alive() is storage else None
+        if offloaded is None:
+            offloaded = self._buffer.put(x)
+            self._count = place = self._count + 1
+            self._places[place] = offloaded
+            known = self._known
+            known[key] = weakref.ref(storage, lambda _: known.pop(key, None)), weakref.ref(offloaded), place
+        return _Saved(offloaded, place, x.shape, x.stride() if whole else offloaded.stride)
+
+    def _unpack(self, saved: Any) -> Tensor:
+        if not isinstance(saved, _Saved):
+            return saved
+        x = self._buffer.get(saved.offloaded)
+        if self._ahead is not None and self._ahead is not saved.offloaded:
+            self._buffer.settle(self._ahead)
+        self._ahead = self._places.get(saved.place - 1)
+        self._buffer.fetch(self._ahead)
+        return x if (x.shape, x.stride()) == saved[2:] else x.as_strided(saved.shape, saved.stride)

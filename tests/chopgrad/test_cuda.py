@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
-from chopgrad import Chop, Exact, Full
+from chopgrad import Chop, Exact, Full, offload
 from chopgrad.memory import PeakMemory, available_bytes
+from chopgrad.offload import pinned_bytes
 from tests.brute_force import relative_error
 from tests.models import VAES, build, latents_for
 
@@ -31,10 +32,13 @@ def gradient(name, device, strategy, latent_frames=5, size=2, dtype=torch.float6
     decoder = chopgrad.decoder_for(vae.to(device))
     with torch.no_grad():
         target = torch.zeros_like(decoder.decode(leaf))
-    with PeakMemory(device) as memory:
-        loss = chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy)
-        loss.backward()
-    return loss.item(), leaf.grad.cpu(), memory.peak_bytes
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    loss = chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy)
+    loss.backward()
+    # What tensors asked for: the blocks that they lie in may be larger, as chance will have it.
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] if device == "cuda" else None
+    return loss.item(), leaf.grad.cpu(), peak
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
@@ -87,21 +91,124 @@ def test_an_error_in_the_loss_leaves_no_copy_under_way():
         assert (x == 7).all()
 
 
-def test_what_a_call_leaves_in_the_pinned_cache_is_free_for_the_next():
+@pytest.fixture
+def video():
     vae = build("wan2.1", torch.float32).cuda()
     decoder, z = chopgrad.decoder_for(vae), latents_for(vae, 8, size=32).cuda().requires_grad_()
-    target = torch.zeros_like(decoder.decode(z.detach()))
+    return decoder, z, torch.zeros_like(decoder.decode(z.detach()))
+
+
+def test_what_a_call_leaves_in_the_pinned_cache_is_free_for_the_next(video):
+    decoder, z, target = video
     free = []
     for _ in range(3):
         chopgrad.frame_loss(decoder, z, target, F.mse_loss, Exact(offload=True)).backward()
         torch.cuda.synchronize()
         free.append(available_bytes("cpu"))
-    stats = torch.cuda.host_memory_stats()
-    assert stats["allocated_bytes.current"] > stats["active_bytes.current"]
+    assert torch.cuda.host_memory_stats()["allocated_bytes.current"] > 0
+    assert pinned_bytes() == 0
     assert free[2] > free[0] - 2**28  # other processes come and go
 
 
+def test_the_same_every_is_chosen_at_each_call(video, monkeypatch, caplog):
+    """What PyTorch 2.11 counts as pinned and in use grows with every call."""
+    decoder, z, target = video
+    monkeypatch.setattr("chopgrad.memory.available_bytes", lambda device: memory_of_six_states(decoder, z))
+    with caplog.at_level("INFO", "chopgrad"):
+        for _ in range(5):
+            chopgrad.frame_loss(decoder, z, target, F.mse_loss, Exact(offload=True)).backward()
+    assert [record.args[0] for record in caplog.records] == [2] * 5
+
+
+def memory_of_six_states(decoder, z):
+    from chopgrad.memory import _kept_pinned_bytes
+
+    with torch.no_grad():
+        _, state = decoder.step(z[:, :, :1], decoder.initial_state())
+        _, state = decoder.step(z[:, :, 1:2], state)
+    kept, allocated = _kept_pinned_bytes(), torch.cuda.host_memory_stats()["allocated_bytes.current"]
+    assert 0 <= kept <= allocated
+    return 2 * 6 * sum(x.nbytes for x in torch.utils._pytree.tree_leaves(state) if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize(
+    "strategy", [Exact(offload=True, every=1), Exact(offload=True, pieces=True), Chop(1, offload=True)], ids=str
+)
+def test_reserved_memory_does_not_grow_with_the_number_of_calls(video, strategy):
+    """A stream of its own for each call would make the allocator keep memory for each of 32 streams."""
+    decoder, z, target = video
+    reserved = []
+    for _ in range(40):
+        chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).backward()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[2] + 2**21
+
+
+def test_side_streams_hold_no_memory_of_their_own(video):
+    decoder, z, target = video
+    torch.cuda.empty_cache()
+    chopgrad.frame_loss(decoder, z, target, F.mse_loss, Exact(offload=True, pieces=True, every=1)).backward()
+    torch.cuda.synchronize()
+    side = {stream.cuda_stream for stream in offload._streams(z.device)}
+    assert not [s for s in torch.cuda.memory_snapshot() if s["stream"] in side and s["total_size"]]
+
+
+def test_saved_tensors_of_the_host_come_back_to_the_host():
+    """A step may save a CPU tensor in its graph: a table that it looks into, say."""
+    buffer = offload.OffloadBuffer(torch.device("cuda", 0), True)
+    saved = offload.SavedOnHost(buffer, [])
+    here, there = torch.randn(3, requires_grad=True), torch.randn(3, device="cuda", requires_grad=True)
+    with buffer:
+        with saved.hooks():
+            out = here.exp().sum().cuda() + there.exp().sin().sum()
+        found = torch.autograd.grad(out, [here, there])
+    assert [x.device.type for x in found] == ["cpu", "cuda"]
+    assert torch.allclose(found[0], here.detach().exp())
+    assert torch.allclose(found[1], there.detach().exp().cos() * there.detach().exp())
+
+
+def test_large_tensors_survive_the_way_to_the_host_and_back():
+    """Many at once, both ways at the same time, while the computation overwrites freed memory."""
+    buffer = offload.OffloadBuffer(torch.device("cuda", 0), True)
+    with buffer:
+        waiting = []
+        for k in range(12):
+            x = torch.arange(3 * 2**20 + 5, device="cuda", dtype=torch.float32) + k
+            waiting.append(buffer.put(x))
+            del x
+            torch.full((3 * 2**20,), -1.0, device="cuda")
+            if k % 3 == 2:
+                buffer.fetch(waiting[k - 2])
+                assert buffer.get(waiting[k - 2])[-1].item() == 3 * 2**20 + 4 + k - 2
+        buffer.clear()
+        for k, offloaded in enumerate(waiting):
+            buffer.fetch(waiting[k + 1 :][:1])
+            x = buffer.get(offloaded)
+            assert torch.equal(x, torch.arange(3 * 2**20 + 5, device="cuda", dtype=torch.float32) + k)
+    del waiting, offloaded
+    assert pinned_bytes() == 0
+
+
+def test_a_target_that_fills_one_pinned_buffer_again_and_again():
+    vae = build("wan2.1", torch.float32).cuda()
+    decoder, z = chopgrad.decoder_for(vae), latents_for(vae, 8, size=16).cuda().requires_grad_()
+    video = torch.rand_like(decoder.decode(z.detach()))
+    there = video.cpu()
+    buffer = torch.empty_like(there[:, :, :4]).pin_memory()
+
+    def target(frames):
+        part = buffer[:, :, : frames.stop - frames.start]
+        part.copy_(there[:, :, frames])
+        return part
+
+    found = [chopgrad.frame_loss(decoder, z, y, F.mse_loss, Exact(offload=True)) for y in (video, target)]
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in found]
+    assert found[0].item() == pytest.approx(found[1].item(), rel=1e-6)
+    assert relative_error(gradients[1], gradients[0]) < 1e-4
+
+
 def test_peak_memory_is_that_of_the_allocator():
+    torch.cuda.empty_cache()  # a block that lies there may be larger than what is asked for
     with PeakMemory("cuda") as memory:
         a = torch.zeros(2**22, device="cuda")
         del a

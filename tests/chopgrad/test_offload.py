@@ -1,13 +1,24 @@
 """The offload buffer: values survive the way to the host and back, and the device copies are let go in time."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from chopgrad import Chop, Exact, engine
-from chopgrad.offload import OffloadBuffer, Offloaded
+import chopgrad
+from chopgrad import Chop, Exact, Full, engine, memory, offload
+from chopgrad.graph import Graph
+from chopgrad.offload import OffloadBuffer, Offloaded, SavedOnHost, part_sizes, pinned_bytes
 from tests.chopgrad.test_gradient import case, compare
-from tests.models import VAES
+from tests.models import VAES, build, latents_for
+
+OFFLOADING = [
+    *(Exact(offload=True, every=k, pieces=p) for k in (None, 1, 2, 3) for p in (False, True)),
+    *(Chop(d, block=w, offload=True) for d in (0, 2) for w in (1, 2)),
+    *(Chop(1, block=2, recompute=True, offload=True, pieces=p) for p in (False, True)),
+]
 
 
 class BufferOnAnyDevice(OffloadBuffer):
@@ -22,6 +33,12 @@ def buffer():
     return BufferOnAnyDevice(torch.device("cpu"), True)
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Tensors of a few bytes wait in several parts, as those of many MiB do."""
+    monkeypatch.setattr(offload, "SMALLEST_PART", 8)
+
+
 def test_on_a_cpu_nothing_moves():
     x = torch.ones(3)
     ordinary = OffloadBuffer(torch.device("cpu"), True)
@@ -29,18 +46,20 @@ def test_on_a_cpu_nothing_moves():
     assert ordinary.get(x) is x
 
 
-def test_a_tree_comes_back_as_it_was():
-    tree = ("Rep", None, [torch.randn(2, 3), torch.randn(4).to(torch.bfloat16)])
+def test_a_tree_comes_back_as_it_was(small_parts):
+    last = torch.randn(1, 3, 2, 4, 5).to(memory_format=torch.channels_last_3d)
+    tree = ("Rep", None, [torch.randn(2, 3), torch.randn(4).to(torch.bfloat16), last, torch.ones(()), torch.ones(0, 2)])
     b = buffer()
     offloaded = b.put(tree)
     assert offloaded[:2] == ("Rep", None)
     assert all(isinstance(x, Offloaded) for x in offloaded[2])
+    assert len(offloaded[2][2].parts) > 2
     b.clear()
     back = b.get(b.fetch(offloaded))
     for a, b in zip(back[2], tree[2], strict=True):
         assert torch.equal(a, b)
-        assert a.dtype == b.dtype
-        assert a.data_ptr() != b.data_ptr()
+        assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+        assert a.data_ptr() != b.data_ptr() or not a.numel()
 
 
 def test_what_leaves_is_found_on_the_device_until_the_next_departure():
@@ -56,36 +75,228 @@ def test_what_leaves_is_found_on_the_device_until_the_next_departure():
 def test_views_travel_without_the_rest_of_their_storage():
     whole = torch.randn(4, 1000)
     offloaded = buffer().put(whole[:, :2])
-    assert offloaded.host.untyped_storage().nbytes() == 8 * 4
+    assert [part.untyped_storage().nbytes() for part in offloaded.parts] == [8 * 4]
+    assert offloaded.on_device.untyped_storage().nbytes() == 8 * 4
+
+
+def test_what_is_on_another_device_stays_there():
+    x = torch.randn(3)
+    elsewhere = BufferOnAnyDevice(torch.device("meta"), True)
+    assert elsewhere.put([x])[0] is x
+    assert elsewhere.get(x) is x
+
+
+@pytest.mark.parametrize("size", [0, 2, 100, 2**20, 2**20 + 2, 3 * 2**20, 100 * 2**20 + 6, 160 * 2**20, 5 * 2**30 + 16])
+def test_little_is_lost_when_pinned_memory_is_rounded_to_powers_of_two(size):
+    parts = part_sizes(size)
+    assert sum(parts) == size
+    assert all(part & (part - 1) == 0 for part in parts[:-1])
+    assert len(parts) <= 6
+    rounded = sum(1 << (part - 1).bit_length() for part in parts if part)
+    assert rounded <= size + max(2**20, size / 16)
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_every_offloading_strategy_against_brute_force(name, monkeypatch):
+def test_every_offloading_strategy_against_brute_force(name, monkeypatch, small_parts):
     monkeypatch.setattr(engine, "OffloadBuffer", BufferOnAnyDevice)
     vae, z, target = case(name, 5)
-    strategies = [Exact(offload=True, every=k, pieces=p) for k in (None, 1, 2, 3) for p in (False, True)]
-    strategies += [Chop(d, block=w, offload=True) for d in (0, 2) for w in (1, 2)]
-    strategies += [Chop(1, block=2, recompute=True, offload=True, pieces=p) for p in (False, True)]
-    compare(vae, z, target, F.mse_loss, strategies)
+    compare(vae, z, target, F.mse_loss, OFFLOADING)
+
+
+def run(name, strategy, groups=5):
+    decoder, z = chopgrad.decoder_for(build(name, torch.float32)), None
+    z = latents_for(decoder.vae, groups if name != "cogvideox" else 2 * groups - 1).requires_grad_()
+    target = torch.zeros_like(decoder.decode(z.detach()))
+    chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy).backward()
+
+
+@pytest.mark.parametrize("strategy", [s for s in OFFLOADING if s.plan().recompute], ids=str)
+@pytest.mark.parametrize("name", VAES)
+def test_nothing_waits_for_nobody(name, strategy, monkeypatch):
+    """What leaves for the host is asked for again: the state that leaves the last group, say, would not be."""
+    put, got = [], set()
+
+    class Watched(BufferOnAnyDevice):
+        def _put(self, x):
+            put.append(super()._put(x))
+            return put[-1]
+
+        def _get(self, offloaded):
+            got.add(offloaded)
+            return super()._get(offloaded)
+
+    monkeypatch.setattr(engine, "OffloadBuffer", Watched)
+    run(name, strategy)
+    assert len(put) > 10
+    assert [x.shape for x in put if x not in got] == []
+
+
+@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(pieces=True), Chop(1)], ids=str)
+@pytest.mark.parametrize("name", VAES)
+def test_adjoints_of_states_hold_no_more_than_themselves(name, strategy, monkeypatch):
+    """They come as narrow views of the gradients of whole groups, which would be alive as long as they are."""
+    pull, seen = Graph.pull, []
+
+    def watched(self, *args, **kwargs):
+        of_features, of_parameters, of_state = pull(self, *args, **kwargs)
+        seen.extend(x for x in of_state if x is not None)
+        return of_features, of_parameters, of_state
+
+    monkeypatch.setattr(Graph, "pull", watched)
+    run(name, strategy)
+    assert len(seen) > 10
+    assert all(x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes for x in seen)
+
+
+# What graphs save
+
+
+def saved_graph(saved, f, x):
+    with saved.hooks():
+        return f(x)
+
+
+def test_a_tensor_that_is_saved_twice_waits_once():
+    b, w = buffer(), torch.randn(8, requires_grad=True)
+    puts = []
+    b._put = lambda x: puts.append(x.shape) or OffloadBuffer._put(b, x)
+    saved = SavedOnHost(b, [w])
+    x = torch.randn(4, 8, requires_grad=True)
+
+    def f(x):
+        y = x.exp()  # saves its result
+        return ((y * w).sin() + y.t().cos().t() + y[:, :3].sum()).sum()  # y again, y * w, and a view of y
+
+    plain = torch.autograd.grad(f(x), [x, w])
+    out = saved_graph(saved, f, x)
+    found = torch.autograd.grad(out, [x, w])
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert puts == [(4, 8), (4, 8)]  # y and y * w, and no weight
+
+
+def test_a_tensor_that_changed_between_is_saved_again():
+    saved = SavedOnHost(buffer(), [])
+    a, x = torch.ones(3, requires_grad=True), torch.full((3,), 2.0)
+
+    def f(a):
+        first = a * x
+        x.mul_(3)
+        return (first + a * x).sum()
+
+    out = saved_graph(saved, f, a)
+    assert torch.equal(torch.autograd.grad(out, a)[0], torch.full((3,), 8.0))
+
+
+def test_what_is_saved_comes_back_ahead_of_its_use():
+    b, order = buffer(), []
+
+    class Watched(SavedOnHost):
+        def _unpack(self, saved):
+            order.append([saved.place, {k for k, x in self._places.items() if x.on_device is not None}])
+            return super()._unpack(saved)
+
+    saved = Watched(b, [])
+    x = torch.randn(5, requires_grad=True)
+    out = saved_graph(saved, lambda x: x.sin().cos().sin().cos().sum(), x)
+    b.clear()
+    torch.autograd.grad(out, x)
+    assert [place for place, _ in order] == [4, 3, 2, 1]
+    assert all(place in there for place, there in order[1:])
+
+
+def test_a_saved_tensor_of_another_device_comes_back_on_its_own():
+    saved = SavedOnHost(BufferOnAnyDevice(torch.device("meta"), True), [])
+    x = torch.randn(3, requires_grad=True)
+    out = saved_graph(saved, lambda x: x.exp().sum(), x)
+    assert torch.equal(torch.autograd.grad(out, x)[0], x.detach().exp())
+
+
+def test_saved_memory_is_given_back_with_the_graph():
+    b = buffer()
+    saved = SavedOnHost(b, [])
+    x = torch.randn(5, requires_grad=True)
+    out = saved_graph(saved, lambda x: x.sin().cos().sum(), x)
+    waiting = [weakref.ref(x) for x in saved._places.values()]
+    b.clear()
+    del out, x
+    gc.collect()
+    assert len(waiting) == 2
+    assert [x() for x in waiting] == [None, None]
+    assert not saved._known
+
+
+# Pinned memory, as PyTorch 2.11 counts it
+
+
+class OnCuda:
+    """As much of a CUDA tensor as the buffer's size is taken from."""
+
+    is_cuda, nbytes, dtype = True, 3 * 2**20, torch.float32
+
+    @staticmethod
+    def element_size():
+        return 4
+
+
+@pytest.fixture
+def pinning(monkeypatch):
+    """Ordinary memory in the place of pinned."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+
+
+def test_pinned_bytes_are_counted_as_long_as_they_live(pinning):
+    before = pinned_bytes()
+    parts = offload._host_parts(OnCuda())
+    assert [part.nbytes for part in parts] == [2**21, 2**20]
+    assert pinned_bytes() - before == 3 * 2**20
+    kept = parts[0].view(2, -1)  # a view keeps its storage
+    del parts
+    gc.collect()
+    assert pinned_bytes() - before == 2**21
+    del kept
+    gc.collect()
+    assert pinned_bytes() == before
+
+
+def test_the_same_every_is_chosen_at_each_call(pinning, monkeypatch):
+    """PyTorch 2.11 counts freed pinned memory as still in use, and more of it after every call."""
+    calls = []
+
+    def host_memory_stats():
+        calls.append(len(calls))
+        return {"allocated_bytes.current": 2**30, "active_bytes.current": 2**34 * len(calls)}
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "host_memory_stats", host_memory_stats, raising=False)
+    kept = []
+    for _ in range(3):
+        parts = offload._host_parts(OnCuda())
+        kept.append(memory._kept_pinned_bytes())
+        del parts
+        gc.collect()
+        kept.append(memory._kept_pinned_bytes())
+    assert kept == [2**30 - 3 * 2**20, 2**30] * 3
+    assert len(calls) == 6
+
+
+def test_the_chosen_every_is_logged(caplog):
+    with caplog.at_level("INFO", "chopgrad"):
+        run("wan2.1", Exact())
+    assert [record.args[:2] for record in caplog.records] == [(1, 5)]
 
 
 def test_pageable_memory_where_none_can_be_pinned(monkeypatch):
-    class OnCuda:
-        """As much of a CUDA tensor as the buffer's size is taken from."""
+    empty = torch.empty
 
-        is_cuda, nbytes, shape = True, 2**21, (2**19,)
-
-    made = []
-
-    def empty_like(like, device, pin_memory=False):
+    def no_pinned(*size, pin_memory=False, **how):
         if pin_memory:
             raise RuntimeError("CUDA error: out of memory\nmore")
-        made.append(device)
-        return "buffer"
+        return empty(*size, **how)
 
-    monkeypatch.setattr(torch, "empty_like", empty_like)
-    from chopgrad.offload import _host_buffer
-
-    with pytest.warns(UserWarning, match="No pinned host memory for 2 MiB"):
-        assert _host_buffer(OnCuda()) == "buffer"
-    assert made == ["cpu"]
+    monkeypatch.setattr(torch, "empty", no_pinned)
+    before = pinned_bytes()
+    with pytest.warns(UserWarning, match="No pinned host memory for 3 MiB"):
+        parts = offload._host_parts(OnCuda())
+    assert sum(part.nbytes for part in parts) == 3 * 2**20
+    assert pinned_bytes() == before
