@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from chopgrad import CausalDecoder
+from chopgrad.memory import available_bytes
 
 PIXELS = {"wan2.1": 8, "wan2.2": 16, "cogvideox": 8}
 """Pixels per latent, along height and width."""
@@ -90,8 +91,31 @@ class SavedOnCpu(Baseline):
 
     def parts(self, decoder: CausalDecoder, latents: Tensor) -> Iterator[Part]:
         # Left only after the backward pass, so that what the loss saves is moved too.
-        with torch.autograd.graph.save_on_cpu(pin_memory=latents.is_cuda):
+        with _save_on_cpu(latents.is_cuda):
             yield Part(decoder.decode(latents), 1.0)
+
+
+def _save_on_cpu(pin_memory: bool) -> torch.autograd.graph.saved_tensors_hooks:
+    """PyTorch's hooks of that name, but for pinned memory, of which the machine is left a half.
+
+    Nothing else may run on a machine whose memory is pinned, and the kernel would end this process and others.
+
+    Raises:
+        MemoryError: in the forward pass, once half of the host memory that was free is pinned.
+    """
+    hooks = torch.autograd.graph.save_on_cpu(pin_memory)
+    left = (available_bytes("cpu") or 2**62) // 2
+    pack: Any = hooks.pack_hook
+
+    def counted(x: Tensor) -> Any:
+        nonlocal left
+        left -= 1 << (x.nbytes - 1).bit_length() if pin_memory and x.nbytes else 0  # PyTorch rounds it up to that
+        if left < 0:
+            raise MemoryError("save_on_cpu would pin more than half of the host's free memory")
+        return pack(x)
+
+    hooks.pack_hook = counted
+    return hooks
 
 
 @dataclass(frozen=True)

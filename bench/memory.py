@@ -17,7 +17,7 @@ from bench.cases import FULL_SIZE, Case
 from bench.estimates import seed_of_largest
 from bench.subject import Subject
 from chopgrad import Sampled
-from chopgrad.memory import PeakMemory
+from chopgrad.memory import PeakMemory, available_bytes
 from suite.history import changed
 from suite.records import ROOT, read_record, write_record
 
@@ -28,9 +28,12 @@ _FORKS.set_forkserver_preload(["bench.memory", "bench.predict", "bench.error"])
 _SPAWNS = multiprocessing.get_context("spawn")
 NO_MEMORY = (
     "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
-    "unable to find an engine",
 )  # fmt: skip
 """What PyTorch says for want of memory where it does not raise ``torch.OutOfMemoryError``: of pinned memory, say."""
+NO_ENGINE = "unable to find an engine"
+"""cuDNN says so for want of a workspace, and of an operator that it does not know."""
+FULL = 0.05
+"""A device with less than this share of its memory free had none left for a workspace."""
 KILLED = (-9, 255)
 """Exit codes of a process, or of its server, that the kernel stopped because the host had no memory left."""
 
@@ -124,8 +127,15 @@ def peak(case: Case) -> dict[str, Any]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Of the device, or of the host."""
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    if NO_ENGINE in str(error) and torch.cuda.is_available():
+        # The tensors of the failed call are alive as long as its error is.
+        total = torch.cuda.mem_get_info()[1]
+        return (available_bytes("cuda") or 0) < FULL * total
+    return any(words in str(error) for words in NO_MEMORY)
 
 
 def _report(work: Work, case: Case, sender: Connection) -> None:

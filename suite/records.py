@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import tempfile
@@ -128,7 +129,10 @@ def _shorten(word: str) -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """(commit, whether the code differed from it); without git, of neither anything is known.
+    """(commit, whether the code differed from it); without git, what ``CHOPGRAD_COMMIT`` says, or nothing.
+
+    That variable is for machines that the code was copied to: the output of ``git describe --always --abbrev=40
+    --exclude='*' --dirty``, which ends in ``-dirty`` where the code differed.
 
     It differs where a tracked file does, or where there is a source that git neither tracks nor ignores and that could
     be imported. Other new files (notes, clips) decide nothing unseen, and results being written do not count at all.
@@ -138,7 +142,8 @@ def _commit() -> tuple[str | None, bool | None]:
     importable = [f"{package}/*.py" for package in (*PACKAGES, "report")]
     new = git(ROOT, "ls-files", "--others", "--exclude-standard", "--", *importable)
     if commit is None or tracked is None or new is None:
-        return None, None
+        given = re.fullmatch(r"([0-9a-f]{40})(-dirty)?", os.environ.get("CHOPGRAD_COMMIT", ""))
+        return (given[1], given[2] is not None) if given else (None, None)
     return commit.strip(), bool(tracked or new)
 
 

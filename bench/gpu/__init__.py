@@ -1,0 +1,1 @@
+"""What a GPU can say in some minutes: ``python -m bench.gpu`` (``docs/gpu.md``)."""

@@ -1,0 +1,61 @@
+"""A binding budget of time: what would not end in time is not begun, and what does not end is stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from bench.cases import Method, uses_host
+
+
+class OutOfTime(Exception):
+    """The time of a case is over."""
+
+
+class Clock:
+    """Counts down from so many seconds, and learns what a case takes.
+
+    Args:
+        seconds: from now on.
+        pinning: GiB of host memory that are pinned in a second.
+    """
+
+    HOST_GIB = 1.3
+    """Host memory of the states of a megapixel of video, in GiB (Wan 2.1 at 480x832, bfloat16)."""
+
+    def __init__(self, seconds: float, pinning: float = 1.5) -> None:
+        self._end = time.monotonic() + seconds
+        self.pinning = pinning
+        self._rates: dict[str, float] = {}
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def estimate(self, vae: str, megapixels: float, calls: int, method: Method) -> float:
+        """Seconds that a case will take."""
+        pinned = self.HOST_GIB * megapixels / self.pinning if uses_host(method) else 0.0
+        return 2 + pinned + calls * megapixels * self._rates.get(vae, 0.5)
+
+    def learn(self, vae: str, megapixels: float, seconds: float) -> None:
+        """One call took so long: the slowest of a decoder is what is expected of the next."""
+        self._rates[vae] = max(self._rates.get(vae, 0.0), seconds / megapixels)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Stop the block by ``OutOfTime`` when its time is over; one operator that hangs is not stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
