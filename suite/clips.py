@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,8 +46,12 @@ def read_frames(path: Path, limit: int | None = None, start: int = 0) -> np.ndar
     """Frames start, start+1, ... of a video as uint8 [frames, H, W, 3].
 
     Raises:
-        ValueError: the file cannot be decoded, or holds no frame from ``start`` on.
+        ValueError: the file cannot be decoded, holds no frame from ``start`` on, or PyAV is not installed.
     """
+    try:
+        import av  # here, so that what reads no video does without it
+    except ModuleNotFoundError:
+        raise ValueError(f"'{Path(path).name}' cannot be read without PyAV: run 'pip install av'.") from None
     frames = []
     try:
         with av.open(str(path)) as container:

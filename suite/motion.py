@@ -46,11 +46,23 @@ def photographs() -> tuple[Tensor, ...]:
     return tuple(images)
 
 
-def moving_clip(generator: torch.Generator, frames: int, height: int, width: int, objects: int = 1) -> Tensor:
-    """[3, frames, height, width] in [-1, 1]: a camera over one photograph, with objects cut from others."""
-    clip = _camera(generator, _pick(generator), frames, height, width)
+def moving_clip(
+    generator: torch.Generator,
+    frames: int,
+    height: int,
+    width: int,
+    objects: int = 1,
+    photos: tuple[Tensor, ...] | None = None,
+) -> Tensor:
+    """[3, frames, height, width] in [-1, 1]: a camera over one photograph, with objects cut from others.
+
+    Args:
+        photos: each [3, H, W] in [-1, 1] (default: ``photographs()``).
+    """
+    photos = photographs() if photos is None else photos
+    clip = _camera(generator, _pick(generator, photos), frames, height, width)
     for _ in range(objects):
-        texture = _camera(generator, _pick(generator), frames, height, width)
+        texture = _camera(generator, _pick(generator, photos), frames, height, width)
         mask = _moving_ellipse(generator, frames, height, width)
         clip = mask * texture + (1 - mask) * clip
     return clip.clamp(-1, 1)
@@ -60,8 +72,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def _pick(generator: torch.Generator) -> Tensor:
-    images = photographs()
+def _pick(generator: torch.Generator, images: tuple[Tensor, ...]) -> Tensor:
     return images[torch.randint(len(images), (), generator=generator)]
 
 

@@ -2,90 +2,39 @@
 
 Single frames first (T = 1 is several times cheaper and teaches the spatial path), then clips. The loss is taken on the
 unclamped output, because the clamp has no gradient where the young decoder saturates. The run resumes from its last
-checkpoint after an interruption; a finished run writes the model with ``save_pretrained`` and a record of how it was
-made.
+checkpoint after an interruption, or where its minutes were over (``--minutes``); a finished run writes the model with
+``save_pretrained`` and a record of how it was made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import chopgrad
-from suite.clips import TRAINING_CLIPS, packaged_clip, read_frames, to_unit
 from suite.command_line import run_main
-from suite.motion import moving_clip, photographs
 from suite.progress import Bar
+from suite.records import provenance
+from weights import checkpoint
+from weights.budget import Budget
+from weights.diet import Diet
 from weights.optimizers import optimizers
+from weights.settings import UNDECIDED, Config, clip_steps_to_fill, learning_rate
+from weights.single_frames import single_frames_as_images
 from weights.widen import widened
 
 HERE = Path(__file__).parent
-
-
-@dataclass
-class Config:
-    """Settings of a training run."""
-
-    model: Literal["wan2.1", "cogvideox"]
-    """Architecture: a narrow AutoencoderKLWan (2.1) or AutoencoderKLCogVideoX."""
-    image_steps: int = 6000
-    """Optimiser steps on single frames."""
-    clip_steps: int = 1300
-    """Optimiser steps on clips."""
-    image_batch: int = 8
-    clip_batch: int = 2
-    clip_frames: int = 9
-    """Frames of a training clip (one of 17 frames in the last fifth of the clip phase)."""
-    size: int = 64
-    """Height and width of the training crops in pixels."""
-    image_lr: float = 1e-3
-    clip_lr: float = 5e-4
-    kl_weight: float = 1e-7
-    error: Literal["squared", "log"] = "squared"
-    """Mean squared error, or its logarithm per sample (PSNR), in which grass and gravel weigh no more than a face."""
-    l1_weight: float = 0.2
-    """Weight of the mean absolute error beside the mean squared error."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon orthogonalises the steps of convolution kernels; the rest stays with AdamW. One learning rate for both."""
-    decay_share: float = 1.0
-    """Last share of a phase in which the learning rate falls (half a cosine); it is constant before."""
-    ema_decay: float = 0.0
-    """Average the weights over about 1 / (1 - decay) steps, and write that average (0: the last weights)."""
-    latent_channels: int = 32
-    real_share: float = 0.5
-    """Share of training samples from real video; the rest is generated motion over photographs."""
-    seed: int = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    mixed_precision: bool = False
-    """Run convolutions in bfloat16 (autocast) and channels-last: 1.8 times faster where the processor has both."""
-    threads: int = 0
-    """CPU threads (0: PyTorch's default)."""
-    checkpoint_every_seconds: float = 60.0
-    start: Path | None = None
-    """Finished model to go on from instead of random weights; it may have fewer latent channels. Its own record is kept
-    in the new one."""
-    snapshot_steps: tuple[int, ...] = ()
-    """Optimiser steps (0: before training) at which the model is kept, in float32, in <run>/snapshots/step-<step>."""
-    run: Path | None = None
-    """Folder of checkpoints and the loss log. None: runs/<model>."""
-    out: Path | None = None
-    """Folder the finished model is written to. None: weights/tiny-<model>."""
 
 
 def build(model: str, latent_channels: int) -> Any:
@@ -98,70 +47,6 @@ def build(model: str, latent_channels: int) -> Any:
     return AutoencoderKLCogVideoX(
         block_out_channels=(16, 32, 48, 56), latent_channels=latent_channels, layers_per_block=1, norm_num_groups=8
     )
-
-
-class Diet:
-    """Training samples: crops of real video and generated motion, seeded by step so that a resumed run is the same."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.videos = [to_unit(read_frames(packaged_clip(name))).half() for name in TRAINING_CLIPS]
-        photographs()
-
-    def batch(self, step: int, batch: int, frames: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        return torch.stack([self._sample(generator, frames) for _ in range(batch)])
-
-    def _sample(self, generator: torch.Generator, frames: int) -> Tensor:
-        size = self.config.size
-        if torch.rand((), generator=generator) >= self.config.real_share:
-            objects = int(torch.randint(0, 3, (), generator=generator)) if frames > 1 else 0
-            return moving_clip(generator, frames, size, size, objects)
-        video = self.videos[torch.randint(len(self.videos), (), generator=generator)]
-        stride = int(torch.randint(1, 3, (), generator=generator))
-        span = (frames - 1) * stride + 1
-        start = int(torch.randint(video.shape[1] - span + 1, (), generator=generator))
-        # Log-uniform scale, from one video pixel per training pixel to the whole picture height.
-        largest = min(video.shape[2:])
-        crop = round(size * (largest / size) ** torch.rand((), generator=generator).item())
-        top = int(torch.randint(video.shape[2] - crop + 1, (), generator=generator))
-        left = int(torch.randint(video.shape[3] - crop + 1, (), generator=generator))
-        clip = video[:, start : start + span : stride, top : top + crop, left : left + crop].float()
-        if torch.rand((), generator=generator) < 0.5:
-            clip = clip.flip(-1)
-        clip = F.interpolate(clip.transpose(0, 1), size=(size, size), mode="bilinear", antialias=True)
-        return clip.transpose(0, 1)
-
-
-@contextlib.contextmanager
-def single_frames_as_images() -> Iterator[None]:
-    """Evaluate causal 3D convolutions of one uncached frame in 2D: the same result at a third of the work.
-
-    In front of a first frame Wan pads with zeros (only the last temporal slice of the kernel sees the frame) and
-    CogVideoX repeats the frame (the slices add up).
-    """
-    wan, cog = WanCausalConv3d.forward, CogVideoXCausalConv3d.forward
-
-    def wan_forward(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        if x.shape[2] > 1 or cache_x is not None or self.stride[0] > 1 or self.kernel_size[0] == 1:
-            return wan(self, x, cache_x)
-        out = F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], self._padding[2:4])
-        return out[:, :, None]
-
-    def cog_forward(self: Any, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if inputs.shape[2] > 1 or conv_cache is not None or self.time_kernel_size == 1:
-            return cog(self, inputs, conv_cache)  # type: ignore
-        conv = self.conv
-        out = F.conv2d(
-            inputs[:, :, 0], conv.weight.sum(2), conv.bias, conv.stride[1:], (self.height_pad, self.width_pad)
-        )
-        return out[:, :, None], inputs.repeat(1, 1, self.time_kernel_size - 1, 1, 1)
-
-    WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan_forward, cog_forward  # type: ignore
-    try:
-        yield
-    finally:
-        WanCausalConv3d.forward, CogVideoXCausalConv3d.forward = wan, cog  # type: ignore
 
 
 def reconstruction_loss(vae: Any, clip: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -185,34 +70,38 @@ def psnr(mse: float) -> float:
     return 10 * math.log10(4 / mse)
 
 
-def learning_rate(config: Config, step: int) -> tuple[float, float]:
-    """(learning rate of a step, share of its phase that is done): 100 steps of warm-up, constant, then half a cosine.
+def compute_the_same_again() -> None:
+    """On CUDA: a step from the same state gives the same weights, as it does on a CPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
-    It does not depend on the length of the phase before it falls: until then a run may be resumed with more steps.
+
+def train(config: Config) -> Path | None:
+    """Train, or go on with, one model.
+
+    Returns:
+        The folder of the finished model; None where the minutes were over before.
+
+    Raises:
+        ValueError: settings out of range, or a checkpoint of another run.
+        SystemExit: told by a signal to end, with a checkpoint written.
     """
-    images = step < config.image_steps
-    steps, within = (config.image_steps, step) if images else (config.clip_steps, step - config.image_steps)
-    done = within / steps
-    decayed = max(0.0, 1 - (1 - done) / config.decay_share)
-    fall = 0.02 + 0.98 * (1 + math.cos(math.pi * decayed)) / 2
-    return (config.image_lr if images else config.clip_lr) * min(1.0, (within + 1) / 100) * fall, done
-
-
-def train(config: Config) -> Path:
-    """Train, or go on with, one model; returns the folder of the finished model."""
-    if config.clip_frames % 8 != 1:
-        raise ValueError(f"clip_frames must be 1 more than a multiple of 8, got {config.clip_frames}.")
-    if outside := [n for n in config.snapshot_steps if not 0 <= n <= config.image_steps + config.clip_steps]:
-        raise ValueError(
-            f"snapshot_steps must lie within the run's {config.image_steps + config.clip_steps} steps, got {outside}."
-        )
+    budget = Budget(config.minutes)
+    config.check()
     if config.threads:
         torch.set_num_threads(config.threads)
     run = config.run or Path("runs") / config.model
     out = config.out or HERE / f"tiny-{config.model}"
     run.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+    file = run / "checkpoint.pt"
+    saved = checkpoint.read(file, config) if file.exists() else None
+    if config.fill_minutes:
+        config = replace(config, clip_steps=saved["settings"]["clip_steps"] if saved else UNDECIDED)
     device = torch.device(config.device)
+    if device.type == "cuda":
+        compute_the_same_again()
+    torch.manual_seed(config.seed)
     vae = build(config.model, config.latent_channels).to(device)
     earlier = None
     if config.start:
@@ -225,19 +114,16 @@ def train(config: Config) -> Path:
                 module.to(memory_format=torch.channels_last_3d)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
     steppers = optimizers(vae, config.optimizer, config.image_lr)
-    step, seconds, log = 0, 0.0, []
-    checkpoint = run / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    step, seconds, log, running = 0, 0.0, [], []
+    if saved:
         vae.load_state_dict(saved["model"])
         for optimizer, state in zip(steppers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         if average:
             average.load_state_dict(saved["average"])
-        step, seconds, log = saved["step"], saved["seconds"], saved["log"]
+        step, seconds, log, running = (saved[name] for name in ("step", "seconds", "log", "running"))
         print(f"Resumed {config.model} at step {step}.")
     diet = Diet(config)
-    total = config.image_steps + config.clip_steps
 
     def save() -> None:
         state = {
@@ -247,29 +133,30 @@ def train(config: Config) -> Path:
             "step": step,
             "seconds": seconds,
             "log": log,
+            "running": [float(mse) for mse in running],
         }
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        began = time.monotonic()
+        checkpoint.write(file, config, state)
+        budget.took(saving=time.monotonic() - began)
 
     def snapshot() -> None:
         if step in config.snapshot_steps:
             vae.save_pretrained(run / "snapshots" / f"step-{step:06d}")
 
-    with Bar(config.model, total, step) as bar, single_frames_as_images():
+    shown = None if config.clip_steps == UNDECIDED else config.steps
+    with budget, Bar(config.model, shown, step) as bar, single_frames_as_images():
         saved_at = began = time.monotonic()
-        running: list[float] = []
+        samples, begins = diet.batches(step), True
         snapshot()
-        while step < total:
+        while step < config.steps and budget.allows_step():
+            if config.clip_steps == UNDECIDED and (chosen := clip_steps_to_fill(config, step, budget)):
+                config = diet.config = replace(config, clip_steps=chosen)
             images = step < config.image_steps
-            lr, done = learning_rate(config, step)
+            lr, _ = learning_rate(config, step)
             for optimizer in steppers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-            if images:
-                clip = diet.batch(step, config.image_batch, 1)
-            else:
-                long = done >= 0.8
-                clip = diet.batch(step, 1 if long else config.clip_batch, 17 if long else config.clip_frames)
+            clip = next(samples)
             torch.manual_seed(config.seed * 1_000_003 + step)  # the posterior's noise
             with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision):
                 loss, mse = reconstruction_loss(vae, clip.to(device), config)
@@ -280,22 +167,33 @@ def train(config: Config) -> Path:
                 optimizer.step()
             if average:
                 average.update_parameters(vae)
-            running.append(mse.item())
+            running.append(mse)  # as a number only where it is needed: a GPU would have to be waited for
             step += 1
             bar.advance()
             snapshot()
             now = time.monotonic()
-            seconds, began = seconds + now - began, now
-            if step % 50 == 0 or step == total:
-                value = psnr(sum(running) / len(running))
+            if not begins:  # such a step waits for processes to start, and for kernels
+                budget.took(step=now - began)
+            seconds, began, begins = seconds + now - began, now, False
+            if step % 50 == 0 or step == config.steps:
+                value = psnr(sum(float(mse) for mse in running) / len(running))
                 running.clear()
                 log.append([step, value, lr, seconds])
                 bar.note(f"{'frames' if images else 'clips'} {value:.2f} dB")
-                with open(run / "log.csv", "w", newline="") as file:
-                    csv.writer(file).writerows([["step", "psnr_db", "lr", "seconds"], *log])
-            if now - saved_at > config.checkpoint_every_seconds or step in (config.image_steps, total):
+                with open(run / "log.csv", "w", newline="") as table:
+                    csv.writer(table).writerows([["step", "psnr_db", "lr", "seconds"], *log])
+            if now - saved_at > config.checkpoint_every_seconds or step in (config.image_steps, config.steps):
                 save()
                 saved_at = now
+        if step < config.steps:
+            save()
+        if step < config.steps or not budget.allows_export():
+            of = "" if config.clip_steps == UNDECIDED else f" of {config.steps}"
+            pace = f" at {budget.pace:.2g} s a step" if budget.pace else ""
+            print(f"Stopped {config.model} after step {step}{of}{pace}; the same command goes on from '{file}'.")
+            if budget.signal:
+                raise SystemExit(128 + budget.signal)
+            return None
     export(average.module if average else vae, diet, config, out, seconds, log, earlier)
     return out
 
@@ -312,17 +210,23 @@ def export(vae: Any, diet: Diet, config: Config, out: Path, seconds: float, log:
     else:
         vae.register_to_config(scaling_factor=1 / z.std().item())
     vae.to(memory_format=torch.contiguous_format).half().save_pretrained(out)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in ("run", "out")}
     record = {
-        "settings": settings,
+        "settings": config.recorded(),
         "train_seconds": round(seconds),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "torch": torch.__version__,
+        "provenance": provenance(device),
         "earlier": earlier,
         "log": {"columns": ["step", "psnr_db", "lr", "seconds"], "rows": log},
     }
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def main(config: Config) -> None:
+    # Processes that prepare samples begin with these imports, instead of importing each for itself.
+    torch.multiprocessing.set_forkserver_preload(["weights.train"])
+    train(config)
+
+
 if __name__ == "__main__":
-    run_main(train, Config, __doc__)
+    run_main(main, Config, __doc__, {ModuleNotFoundError: ""})
