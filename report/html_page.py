@@ -51,7 +51,7 @@ table { border-collapse: collapse; font-size: .85rem; }
 th, td { border: 1px solid #8886; padding: .25rem .5rem; vertical-align: top; min-width: 4rem; max-width: 32rem; }
 nav li { margin: .1rem 0; }
 """
-FIRST = ("bench-full-cuda.md", "bench-published.md", "bench-cpu.md", "theory.md", "predicted_memory/README.md")
+FIRST = ("bench-full-cuda.md", "bench-cpu.md", "bench-published.md", "theory.md", "predicted_memory/README.md")
 """Pages of ``results/`` that a reader wants before the notebooks: what memory costs, and the paper's claims."""
 FIRST_NOTEBOOKS = ("verdicts", "tables_1_to_4_end_tasks", "frontier")
 """And those wanted before the others."""

@@ -53,15 +53,18 @@ def costs(results: Results) -> list[str]:
 
 
 def representative(results: Results, vae: str) -> Case | None:
-    """The video of a decoder of which most is known; of equals the largest; None where nothing is."""
+    """The video of a decoder of which most is measured; of equals most is predicted, then the largest; None where
+    nothing is known.
+    """
     same = [(c, c.video) for c in results.cases if c.vae == vae]
     references = {video: results.reference(video) for video in dict.fromkeys(video for _, video in same)}
-    known = dict.fromkeys(references, 0)
+    measured, predicted = (dict.fromkeys(references, 0) for _ in range(2))
     for case, video in same:
-        found = (results.peak(case), results.time(case, references[video]), results.error(case))
-        known[video] += sum(x is not None for x in found)
-    best = max(known, key=lambda v: (known[v], v.frames * v.height * v.width), default=None)
-    return best if best and known[best] else None
+        found = (results.measured(case), results.time(case, references[video]), results.error(case))
+        measured[video] += sum(x is not None for x in found)
+        predicted[video] += results.predicted(case) is not None
+    best = max(references, key=lambda v: (measured[v], predicted[v], v.frames * v.height * v.width), default=None)
+    return best if best and measured[best] + predicted[best] else None
 
 
 def kind(method: Method) -> str:

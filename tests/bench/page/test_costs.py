@@ -1,5 +1,7 @@
 """The table that opens the benchmark's page: ratios to full back-propagation, of whatever was measured."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.baselines import FirstLatents
@@ -92,6 +94,11 @@ def test_the_video_is_the_one_of_which_most_is_known(measured):
     for case in cases:
         memory(small, case, 1)
     assert representative(Results(small, cases), "wan2.1").frames == 33  # as much of both: the larger
+    memory(small, replace(cases[0], frames=9), 1)
+    for case in cases:
+        prediction(small, replace(case, frames=193), 1)
+    longer = [replace(case, frames=n) for case in cases for n in (9, case.frames, 193)]
+    assert representative(Results(small, longer), "wan2.1").frames == 33  # the longest is only predicted
     assert representative(Results(folder / "nowhere", cases), "wan2.1") is None
     assert costs(Results(folder / "nowhere", cases)) == []
 
