@@ -59,7 +59,8 @@ class OffloadBuffer:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.device = device
         self.enabled = enabled and device.type != "cpu"
-        self._out, self._back = _streams(device) if self.enabled and device.type == "cuda" else (None, None)
+        none: tuple[torch.cuda.Stream | None, torch.cuda.Stream | None] = None, None
+        self._out, self._back = _streams(device) if self.enabled and device.type == "cuda" else none
         self._leaving: list[Offloaded] = []
 
     def __enter__(self) -> OffloadBuffer:

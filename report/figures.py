@@ -22,6 +22,7 @@ from analysis.bounds import figure as error_bound_figure
 from analysis.estimation import figure as estimators_figure
 from analysis.locality import figure as temporal_locality_figure
 from analysis.training import figure as training_bias_figure
+from bench.gpu import page as gpu_page
 from bench.page.figure import curves
 from bench.page.frontier import frontier
 from bench.page.results import Results
@@ -109,6 +110,15 @@ def _of_benchmarks(results: Path) -> Mapping[str, Drawing]:
     return found
 
 
+def _of_cards(results: Path) -> Mapping[str, Drawing]:
+    folder, found = results / "gpu", {}
+    predicted = gpu_page.predictions(folder)
+    for name, records in gpu_page.cards(folder).items():
+        if gpu_page.compared(records):
+            found[f"gpu/{name}.png"] = lambda path, r=records: gpu_page.figure(r, predicted, path)  # type: ignore[misc]
+    return found
+
+
 def _of_predicted_memory(results: Path) -> Mapping[str, Drawing]:
     predicted = {r.path.stem: r for r in read_records(results / "predicted_memory")}
     names = [*predicted_memory.CASES, *predicted_memory.CURVES]
@@ -181,6 +191,7 @@ _FOLDERS: dict[str, Callable[[Path], Mapping[str, Drawing]]] = {
     "theory": _of_theory,
     ".": _of_benchmarks,
     "predicted_memory": _of_predicted_memory,
+    "gpu": _of_cards,
     "tasks": _of_tasks,
 }
 

@@ -52,7 +52,11 @@ PRODUCTS = (
         ("prediction/*-cpu-*.json",), ON_CPU,
     ),
     Product(
-        "Fig. 6", "The same for the published architectures on a GPU, random weights",
+        "Fig. 6", "The same for the published architectures on GPUs, random weights", ("gpu/README.md", "gpu/*.png"),
+        ("gpu/*/*.json",), "`python -m bench.gpu --out results/gpu`",
+    ),
+    Product(
+        "Fig. 6", "The same in hours instead of minutes, each case in a process of its own",
         ("bench-full-cuda.md", "bench-full-cuda.png", "bench-full-cuda-frontier.png"),
         ("memory/*-cuda-*.json", "time/*-cuda-*.json", "prediction/*-cuda-*.json"),
         "`tox -e bench -- --full --out results`",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import chopgrad
 from bench.baselines import Baseline
-from bench.cases import Inside, Method
+from bench.cases import Inside, Method, Whole
 from bench.gpu.card import clock
 from bench.gpu.rows import Call, Row
 from bench.subject import Subject
@@ -41,8 +41,8 @@ class Video:
         """A call of the method."""
         if call == "frame_loss":
             return lambda: self.subject.run(method)[1]
-        if isinstance(method, Baseline):
-            raise ValueError(f"{method} streams nothing: measure it as frame_loss.")
+        if isinstance(method, Baseline | Whole):
+            raise ValueError(f"{method} has a call of its own: measure it as frame_loss.")
         inside, strategy = (method.checkpoint, method.strategy) if isinstance(method, Inside) else (None, method)
         vae = self.subject.decoder.vae
 

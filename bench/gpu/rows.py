@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.baselines import SavedOnCpu
-from bench.cases import Case, Inside, Method
+from bench.cases import Case, Inside, Method, label
 from chopgrad import Chop, Exact, Full
 
 Call = Literal["frame_loss", "decode", "patch", "plain"]
@@ -109,6 +109,12 @@ def rows(card_gib: float) -> list[Row]:
         *([Row("wan-medium", "full:wan2.1", 25, 480, 832, streamed(Full(), OFFLOAD, LEAST, Chop(1)))] * large),
     ]  # fmt: skip
     return found
+
+
+def methods_by_label() -> dict[str, Method]:
+    """Every method that is measured on some card, by what records call it; and ``every`` left to the library."""
+    methods = {method for gib in (0.0, 1000.0) for row in rows(gib) for _, method in row.methods}
+    return {label(method): method for method in (*methods, Exact(every=1))}
 
 
 def tiny(found: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ from bench.baselines import (
     SpatialTiles,
     TiledDecode,
     UpstreamCheckpointing,
+    _save_on_cpu,
     differentiate,
 )
 from bench.cases import baselines, label, refusals
@@ -156,3 +157,19 @@ def test_every_baseline_says_who_uses_it():
         for baseline in baselines(vae, 64, 64):
             assert label(baseline) == f"{type(baseline).__name__}()"
             assert len(type(baseline).__doc__) > 150
+
+
+def test_save_on_cpu_leaves_half_of_the_host_unpinned(monkeypatch):
+    """Pinned memory cannot be paged out: a machine whose memory is pinned ends processes, ours and others."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+    monkeypatch.setattr("bench.baselines.available_bytes", lambda device: 2 * (2**12 + 2**11))
+    x = torch.ones(768, requires_grad=True)  # 3 KiB, which PyTorch pins as 4
+    with _save_on_cpu(pin_memory=True):
+        y = x.exp()
+        with pytest.raises(MemoryError, match="more than half of the host's free memory"):
+            x.sin()
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y.detach())
+    with _save_on_cpu(pin_memory=False):
+        z = sum(x.exp() for _ in range(5)).sum()
+    assert torch.equal(torch.autograd.grad(z, x)[0], 5 * y.detach())

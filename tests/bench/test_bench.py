@@ -242,6 +242,17 @@ def test_want_of_memory_is_told_from_other_errors(error, expected):
     assert is_out_of_memory(error) == expected
 
 
+@pytest.mark.parametrize(("free", "expected"), [(2, True), (40, False)])
+def test_a_missing_engine_is_want_of_memory_on_a_full_card_only(free, expected, monkeypatch):
+    """cuDNN says the same where it has no workspace, and where it has no such operator."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 70 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 69 * 2**30)
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    assert is_out_of_memory(error) == expected
+
+
 def test_one_case_that_fails_does_not_cost_the_others(capsys):
     done = []
 

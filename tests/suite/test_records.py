@@ -181,3 +181,28 @@ def test_a_module_is_named_as_it_is_run(monkeypatch):
 def test_the_command_shows_no_path_of_the_machine(monkeypatch, words, shown):
     monkeypatch.setattr(sys, "argv", words)
     assert provenance()["command"] == f"python {shown}"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("c" * 40, ("c" * 40, False)),
+        ("c" * 40 + "-dirty", ("c" * 40, True)),
+        ("abc", (None, None)),
+        ("main", (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_without_git_the_environment_may_tell_the_commit(given, found, monkeypatch):
+    monkeypatch.setattr(records, "git", lambda *words: None)
+    monkeypatch.delenv("CHOPGRAD_COMMIT", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CHOPGRAD_COMMIT", given)
+    made_by = provenance()
+    assert (made_by["commit"], made_by["dirty"]) == found
+
+
+def test_git_knows_better_than_the_environment(monkeypatch):
+    monkeypatch.setenv("CHOPGRAD_COMMIT", "c" * 40)
+    monkeypatch.setattr(records, "git", lambda root, *words: "d" * 40 + "\n" if words[0] == "rev-parse" else "")
+    assert provenance()["commit"] == "d" * 40
