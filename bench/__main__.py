@@ -95,6 +95,7 @@ def main(config: Config) -> None:
             measure_errors(same_video, config.records / "gradient_error", made_by)
 
         failures += in_parallel(error, together, at_once, deadline, "gradient error")
+    checked: set[str] = set()
     for number, stage in enumerate(todo):
         if config.published:  # before anything is tried
             failures += predict(config, stage, deadline)
@@ -103,10 +104,10 @@ def main(config: Config) -> None:
             memory = partial(keep, peak, folder=config.records / "memory", made_by=made_by)
             failures += in_parallel(memory, measured, at_once, deadline, "peak memory")
         if not config.published:
-            failures += measure_time(config, number, stage, made_by["command"], deadline)
+            failures += measure_time(config, number, stage, made_by["command"], deadline, checked)
     if config.published:  # peaks are exact, and all there before the clock starts
         for number, stage in enumerate(todo):
-            failures += measure_time(config, number, stage, made_by["command"], deadline)
+            failures += measure_time(config, number, stage, made_by["command"], deadline, checked)
     else:
         failures += predict(config, everything, deadline)
     kind = "full-" if config.full else ""
@@ -211,7 +212,10 @@ def predict(config: Config, cases: Sequence[Case], deadline: float) -> list[str]
     return in_parallel(prediction, same_videos, os.cpu_count() or 1, deadline, "prediction")
 
 
-def measure_time(config: Config, number: int, stage: Sequence[Case], command: str, deadline: float) -> list[str]:
+def measure_time(
+    config: Config, number: int, stage: Sequence[Case], command: str, deadline: float, checked: set[str]
+) -> list[str]:
+    """Time of a stage's cases. The gradients of its VAEs are checked first, and the VAEs then added to ``checked``."""
     wanted = "time" in config.phases and any(is_timed(c) and measurable(c) for c in stage)
     if not wanted or time.time() >= deadline:
         return []
@@ -226,9 +230,12 @@ def measure_time(config: Config, number: int, stage: Sequence[Case], command: st
             CHOPGRAD_BENCH_RESULTS=str(config.records.resolve()),
             CHOPGRAD_BENCH_COMMAND=command,
             CHOPGRAD_BENCH_DEADLINE=str(deadline),
+            CHOPGRAD_BENCH_CHECKED=",".join(sorted(checked)),
         )
     except RuntimeError as error:
         return [f"time: {error}"]
+    if time.time() < deadline:  # else some may have been skipped
+        checked |= {c.vae for c in stage if is_timed(c) and measurable(c)}
     return []
 
 

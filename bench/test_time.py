@@ -47,7 +47,8 @@ class Laboratory:
     def __init__(self) -> None:
         self.made_by = provenance(SELECTION.device)
         self.made_by["command"] = os.environ.get("CHOPGRAD_BENCH_COMMAND", self.made_by["command"])
-        self.checked: set[str] = set()
+        self.checked = set(filter(None, os.environ.get("CHOPGRAD_BENCH_CHECKED", "").split(",")))
+        """VAEs; an earlier stage of the same run may have checked some."""
         self.subject: Subject | None = None
         self.reference: Strategy | None = None
 

@@ -120,7 +120,7 @@ def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: P
         "device: peak with the decoder's weights; compute: passes relative to full back-propagation;",
         "checkpoint: of decoder_for(vae, checkpoint=...).",
         "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and the model that makes the latents;",
-        "pinned host memory is rounded up to powers of two, so that up to twice the column may be taken.",
+        "PyTorch rounds pinned host memory up: to 6 % more than the column, and it keeps what it once took.",
     ]
     if best is not None:
         host = f" and {best.host_bytes / GIB:.1f} GiB on the host" if best.host_bytes else ""

@@ -3,8 +3,8 @@
 The architecture is built without weights and the library's own sweep runs on it (``chopgrad.shapes``), so a prediction
 is about the code that will run: ``chopgrad.frame_loss``, whose loss sees one frame group at a time, or
 ``chopgrad.decode`` and a loss on the whole video. Left out: cuDNN's workspaces, the allocator's fragmentation, the CUDA
-context, and the backbone that produces the latents. PyTorch rounds blocks of pinned host memory up to powers of two, so
-that up to twice the host bytes may be taken.
+context, and the backbone that produces the latents. PyTorch rounds pinned host memory up, to 6 % more than the host
+bytes.
 """
 
 from chopgrad.planner.architectures import ARCHITECTURES

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import test_time
-from bench.__main__ import Config, in_parallel, main
+from bench.__main__ import Config, in_parallel, main, measure_time
 from bench.baselines import BASELINES, FirstLatents, IsolatedLatents, SavedOnCpu
 from bench.cases import ESTIMATES, Case, Inside, Whole, is_exact, label, measurable, plain
 from bench.error import Reference, compare, measure_errors
@@ -44,7 +44,7 @@ def test_the_full_sweep_is_complete_and_begins_with_what_is_most_useful():
     for vae in ("full:wan2.1", "full:wan2.2", "full:cogvideox"):
         for loss in ("mse", "lpips"):
             here = [c for c in found if c.vae == vae and c.loss == loss]
-            assert {c.frames for c in here} >= {17, 33, 49, 97, 193}
+            assert {c.frames for c in here} >= {13, 33, 49, 81, 97, 193}
             assert len({(c.height, c.width) for c in here}) == 3
             assert {Chop(d, block=w) for d in (0, 1, 2, 4) for w in (1, 4, 8)} < {c.strategy for c in here}
             wanted = set(BASELINES) if "cogvideox" in vae else {b for b in BASELINES if "Upstream" not in label(b)}
@@ -52,11 +52,29 @@ def test_the_full_sweep_is_complete_and_begins_with_what_is_most_useful():
             assert set(ESTIMATES) < {c.strategy for c in here}
     first = stages(Selection(full=True, device="cuda"))[:2]
     assert {(c.vae, c.frames, c.height, c.width) for c in first[0] + first[1]} == {
-        ("full:wan2.1", 17, 480, 832),
-        ("full:wan2.1", 97, 480, 832),
+        ("full:wan2.1", 13, 480, 832),
+        ("full:wan2.1", 81, 480, 832),
     }
     assert {Full(), Exact(offload=True, pieces=True), Chop(0), Chop(1)} < {c.strategy for c in first[0]}
     assert all(is_timed(c) and is_predicted(c) and not has_error(c) for c in found)
+
+
+def test_gradients_are_checked_once_for_each_vae_and_not_in_every_stage(monkeypatch):
+    told = []
+    monkeypatch.setattr("bench.__main__.run", lambda command, **env: told.append(env["CHOPGRAD_BENCH_CHECKED"]))
+    config, checked = Config(full=True, device="cuda", phases=("time",)), set()
+    todo = stages(config.selection)
+    for number in range(3):
+        assert measure_time(config, number, todo[number], "x", float("inf"), checked) == []
+    assert told == ["", "full:wan2.1", "full:wan2.1"]
+
+    def fails(command, **env):
+        raise RuntimeError("a gradient differs")
+
+    monkeypatch.setattr("bench.__main__.run", fails)
+    checked = set()
+    assert measure_time(config, 0, todo[0], "x", float("inf"), checked) == ["time: a gradient differs"]
+    assert not checked
 
 
 def test_a_selection_is_passed_on_and_narrows_the_cases():

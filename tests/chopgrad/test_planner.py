@@ -293,7 +293,7 @@ def test_the_command_line(folders, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "| Chop(distance=1)" in text
     assert "For 1GiB: Full(), 0.0 GiB." in text
-    assert "up to twice the column" in text
+    assert "6 % more than the column" in text
     assert "Left out: cuDNN workspaces" in text
     arguments += ["--frames", "3", "--size", "4x4"]
     assert main([*arguments, "--loss", "mse", "--frames-loss", "whole", "--checkpoint", "none"]) == 0
