@@ -21,13 +21,14 @@ MARKERS = "osD^v<>PX*"
 
 
 def curves(folder: Path, cases: Sequence[Case], path: Path) -> None:
-    """A row per VAE, at its size with most lengths. Hollow markers and dashed lines: predicted, not measured."""
+    """A row per VAE, at the size of which most lengths are known. Hollow markers and dashed lines: predicted only."""
     results = Results(folder, cases)
     every = dict.fromkeys(c.vae for c in cases)
     vaes = [vae for vae in every if any(results.knows(v) for v in groups_of_videos(cases) if v.vae == vae)] or [*every]
     fig, axes = plt.subplots(len(vaes), 3, figsize=(17, 4.8 * len(vaes)), layout="constrained", squeeze=False)
     for row, vae in zip(axes, vaes, strict=True):
-        video = max((v for v in groups_of_videos(cases) if v.vae == vae), key=lambda v: len(frames_of(cases, v)))
+        known = [c for c in cases if c.vae == vae and results.peak(c)]
+        video = max((v for v in groups_of_videos(cases) if v.vae == vae), key=lambda v: len(frames_of(known, v)))
         unit, name = (2**30, "GiB") if vae.startswith("full:") else (2**20, "MiB")
         _against_frames(row[0], results, video, unit, name)
         _against_distance(row[1], results, video, unit, name)

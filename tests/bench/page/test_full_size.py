@@ -82,8 +82,10 @@ def test_the_page_names_what_nothing_is_known_of(measured):
 def test_the_figure_tells_predicted_from_measured(measured, monkeypatch):
     folder, chosen = measured
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    curves(folder, [*chosen, Case("full:cogvideox", 9, 128, 128, Full())], folder / "figure.png")
+    unknown = [Case("full:wan2.1", n, 128, 128, Full()) for n in (5, 9, 17, 41)]
+    curves(folder, [*unknown, *chosen, Case("full:cogvideox", 9, 128, 128, Full())], folder / "figure.png")
     figure = plt.gcf()
+    assert "64x64" in figure.axes[0].get_title()
     assert len(figure.axes) == 3  # of CogVideoX nothing is known
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert lines["Chop(2)"].get_linestyle() == "--" and lines["Chop(2)"].get_markerfacecolor() == "none"
