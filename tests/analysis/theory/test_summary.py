@@ -73,7 +73,7 @@ def test_benchmark_and_end_tasks_say_what_becomes_of_their_claims(committed):
     _, elsewhere = committed
     sources = Counter(t.claim.source for t in elsewhere)
     assert sources["Fig. 6"] >= 6 and {"Table 1", "Table 2", "Table 3", "Table 4"} < set(sources)
-    assert {column_of(t.vae) for t in elsewhere}  <= {WAN, COGVIDEOX, OTHERS}
+    assert {column_of(t.vae) for t in elsewhere} <= {WAN, COGVIDEOX, OTHERS}
     for link in {t.link.partition("](")[2].rstrip(")") for t in elsewhere}:
         name, _, heading = link.partition("#")
         text = (RESULTS / name).read_text()
