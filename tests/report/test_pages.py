@@ -24,7 +24,8 @@ def test_all_pages_are_known():
 
 
 def test_pages_are_written_again(tmp_path, capsys):
-    for name in ("theory", "memory", "time", "published", "tasks", "lost_psnr"):  # the theory's page names claims of the others
+    # The theory's page names claims of the others.
+    for name in ("theory", "memory", "time", "published", "tasks", "lost_psnr"):
         shutil.copytree(RESULTS / name, tmp_path / name, ignore=shutil.ignore_patterns("*.md"))
     main(Config(tmp_path))
     written = capsys.readouterr().out
