@@ -110,7 +110,10 @@ class _Call:
                 video[0][:, :, self.frames(i)] = frames
 
         with unshared_weights():
-            carries = self.sweep(latents).decode(see, keep)
+            sweep = self.sweep(latents)
+            carries = sweep.decode(see, keep)
+            if keep:
+                sweep.host.land()  # autograd is handed the states, and hooks of the user's may read what it saves
         return video[0], carries
 
 

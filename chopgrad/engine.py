@@ -149,6 +149,7 @@ class Sweep:
                     del frames
                 done = max(done, end)
                 self.host.clear()
+                self.saved.clear()
                 if start is not None:
                     self._reverse(a, b, start, kept, self._adjoints, result)
                 for i in range(a, b):

@@ -152,7 +152,9 @@ def total(sums: list[Tensor | None], more: Iterable[Tensor | None]) -> list[Tens
 
 
 def _leaf(x: Any) -> Any:
-    return x.detach().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x
+    if not isinstance(x, Tensor):
+        return x
+    return x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
 
 
 def _no_autocast(device_type: str) -> Any:
@@ -167,9 +169,13 @@ def _arriving_dense(leaves: Iterable[Tensor]) -> Iterator[None]:
     A cached frame enters a convolution beside its group, so its gradient is a narrow view of that of both: kept as it
     comes, it would keep the whole alive until the backward pass of the group before.
     """
-    handles = [x.register_hook(dense) for x in leaves]
+    handles = [x.register_hook(_dense_adjoint) for x in leaves]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _dense_adjoint(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.layout is not torch.strided else dense(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chopgrad.offload import pinned_bytes
+from chopgrad.offload import most_pinned_bytes, pinned_bytes
 
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default
 
@@ -102,12 +102,15 @@ def available_bytes(device: torch.device | str) -> int | None:
 
 
 def _kept_pinned_bytes() -> int:
-    """Pinned host memory in which nothing of ours waits, but that PyTorch does not give back."""
+    """Pinned host memory that we used before and do not use now, and that PyTorch does not give back.
+
+    Of pinned memory that others have nobody knows whether they use it.
+    """
     if not torch.cuda.is_initialized():  # asking would initialise it
         return 0
     stats: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)()  # PyTorch 2.6 does not tell
     # Its own count of bytes in use ("active_bytes") is wrong in 2.11: it subtracts one for each block that is freed.
-    return max(0, stats.get("allocated_bytes.current", 0) - pinned_bytes())
+    return max(0, min(stats.get("allocated_bytes.current", 0), most_pinned_bytes()) - pinned_bytes())
 
 
 def affordable_every(groups: int, state_bytes: int, device: torch.device | str) -> int:

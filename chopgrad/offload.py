@@ -14,7 +14,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import register_pytree_node, tree_map_only
 
 SMALLEST_PART = 2**20
@@ -31,7 +32,7 @@ class Offloaded:
         shape, stride: of the tensor, whose memory has no gaps.
     """
 
-    __slots__ = ("__weakref__", "arrived", "in_use", "on_device", "parts", "shape", "stride")
+    __slots__ = ("__weakref__", "arrived", "changed", "in_use", "on_device", "parts", "shape", "stride", "version")
 
     def __init__(self, parts: Sequence[Tensor], shape: torch.Size, stride: tuple[int, ...]) -> None:
         self.parts, self.shape, self.stride = list(parts), shape, stride
@@ -39,6 +40,9 @@ class Offloaded:
         self.arrived: torch.cuda.Event | None = None
         self.in_use: weakref.ref[Tensor] | None = None
         """The device copy handed out last: while somebody holds it, it need not be fetched again."""
+        self.version: int | None = None
+        self.changed = False
+        """The tensor was changed in place while it left: nobody knows which values arrived."""
 
 
 register_pytree_node(Offloaded, lambda x: (x.parts, (x.shape, x.stride)), lambda parts, how: Offloaded([*parts], *how))
@@ -91,8 +95,14 @@ class OffloadBuffer:
         """Let go of the device copies that have left."""
         for offloaded in self._leaving:
             self.settle(offloaded)
+            offloaded.changed = _version(offloaded.on_device) != offloaded.version
             offloaded.on_device = None
         self._leaving.clear()
+
+    def land(self) -> None:
+        """Wait until all that left is on the host, for code that reads it there: hooks of the user's."""
+        if self._out is not None:
+            self._out.synchronize()
 
     def settle(self, offloaded: Offloaded) -> None:
         """Let the work that is enqueued from now on wait for its copy, out or back."""
@@ -100,17 +110,22 @@ class OffloadBuffer:
             torch.cuda.current_stream(self.device).wait_event(offloaded.arrived)
             offloaded.arrived = None
 
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is ordinary memory of this device; a subclass may be more than its memory."""
+        ordinary = type(x) in (Tensor, nn.Parameter, FakeTensor) and x.layout is torch.strided and not x.is_quantized
+        return ordinary and x.device == self.device
+
     def _each(self, move: Any, tree: Any) -> Any:
         if not self.enabled:
             return tree
         return tree_map_only(Offloaded, move, tree, is_leaf=lambda x: isinstance(x, Offloaded))
 
     def _put(self, x: Tensor) -> Any:
-        if x.device != self.device:
+        if not self.takes(x):
             return x
         x = dense(x.detach() if x.requires_grad else x)  # copied where the computation runs, in its memory
         offloaded = Offloaded(_host_parts(x), x.shape, x.stride())
-        offloaded.on_device = x
+        offloaded.on_device, offloaded.version = x, _version(x)
         self._copy(self._out, offloaded, to=offloaded.parts, source=_cut(x, offloaded.parts))
         self._leaving.append(offloaded)
         return offloaded
@@ -127,6 +142,10 @@ class OffloadBuffer:
         return offloaded
 
     def _get(self, offloaded: Offloaded) -> Tensor:
+        if any(offloaded is x for x in self._leaving):
+            offloaded.changed = _version(offloaded.on_device) != offloaded.version
+        if offloaded.changed:
+            raise RuntimeError("A tensor that the backward pass needs was changed in place after it was saved.")
         if any(offloaded is x for x in self._leaving):
             assert offloaded.on_device is not None
             return offloaded.on_device  # reading what leaves needs no waiting
@@ -160,7 +179,18 @@ def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream
 
 def dense(x: Tensor) -> Tensor:
     """x, or a copy of it where its memory has gaps or is a part of a larger storage."""
-    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+    return x if _fills(x) else x.clone()
+
+
+def _fills(x: Tensor) -> bool:
+    """Whether x is its whole storage, each element once. Equal sizes do not say so: overlaps can make up for gaps."""
+    span = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    return x.storage_offset() == 0 and span == x.numel() and x.untyped_storage().nbytes() == x.nbytes
+
+
+def _version(x: Tensor | None) -> int | None:
+    """Counts changes in place; None where nothing does."""
+    return None if x is None or x.is_inference() else x._version
 
 
 def part_sizes(size: int) -> list[int]:
@@ -177,7 +207,7 @@ def part_sizes(size: int) -> list[int]:
     return [*parts, size] if size or not parts else parts
 
 
-_pinned = 0
+_pinned = _most_pinned = 0
 
 
 def pinned_bytes() -> int:
@@ -185,9 +215,15 @@ def pinned_bytes() -> int:
     return _pinned
 
 
+def most_pinned_bytes() -> int:
+    """The most that it ever was."""
+    return _most_pinned
+
+
 def _count_pinned(size: int) -> None:
-    global _pinned
+    global _pinned, _most_pinned
     _pinned += size
+    _most_pinned = max(_most_pinned, _pinned)
 
 
 def _host_parts(x: Tensor) -> list[Tensor]:
@@ -247,12 +283,15 @@ class SavedOnHost:
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, x: Tensor) -> Any:
+        if not self._buffer.takes(x):
+            return x.detach()  # a node that saved what it returns would keep itself alive
         storage = x.untyped_storage()
-        if id(storage) in self._stay or x.device != self._buffer.device:
+        if id(storage) in self._stay:
             return x
         # One tensor is often saved twice, by the operator that made it and by the one that takes it, or in other views.
-        whole = storage.nbytes() == x.nbytes
-        key = (id(storage), x._version, x.dtype, () if whole else (x.storage_offset(), x.shape, x.stride()))
+        whole = _fills(x)
+        place_in_it = () if whole else (x.storage_offset(), x.shape, x.stride())
+        key = (id(storage), x._version, x.dtype, x.is_conj(), x.is_neg(), place_in_it)
         alive, waiting, place = self._known.get(key, (lambda: None, lambda: None, 0))
         offloaded = waiting() if alive() is storage else None
         if offloaded is None:

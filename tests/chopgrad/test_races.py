@@ -42,6 +42,9 @@ class Stream:
     def record_event(self):
         return dict(self.clock)
 
+    def synchronize(self):
+        """The host waits, which every later operator then does too."""
+
 
 class Machine(TorchDispatchMode):
     """Three streams, and who has read and written which storage when."""
