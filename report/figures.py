@@ -22,7 +22,8 @@ from analysis.bounds import figure as error_bound_figure
 from analysis.estimation import figure as estimators_figure
 from analysis.locality import figure as temporal_locality_figure
 from analysis.training import figure as training_bias_figure
-from bench.gpu import page as gpu_page
+from bench.gpu.figure import figure as gpu_figure
+from bench.gpu.results import cards, compared, predictions
 from bench.page.figure import curves
 from bench.page.frontier import frontier
 from bench.page.results import Results
@@ -112,10 +113,10 @@ def _of_benchmarks(results: Path) -> Mapping[str, Drawing]:
 
 def _of_cards(results: Path) -> Mapping[str, Drawing]:
     folder, found = results / "gpu", {}
-    predicted = gpu_page.predictions(folder)
-    for name, records in gpu_page.cards(folder).items():
-        if gpu_page.compared(records):
-            found[f"gpu/{name}.png"] = lambda path, r=records: gpu_page.figure(r, predicted, path)  # type: ignore[misc]
+    predicted = predictions(folder)
+    for name, records in cards(folder).items():
+        if compared(records):
+            found[f"gpu/{name}.png"] = lambda path, r=records: gpu_figure(r, predicted, path)  # type: ignore[misc]
     return found
 
 

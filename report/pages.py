@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import lost_psnr, predicted_memory, theory_page
-from bench.gpu import page as gpu_page
+from bench.gpu.page import page as gpu_page
+from bench.gpu.results import cards
 from bench.page.results import Results
 from bench.page.tables import BENCHMARKS
 from bench.page.tables import report as bench_report
@@ -42,8 +43,8 @@ def pages(results: Path) -> Mapping[str, Writing]:
         folder = results / selection.folder
         if Results(folder, chosen).records:
             found[f"{name}.md"] = lambda f=folder, c=chosen, n=name: bench_report(f, c, n)  # type: ignore[misc]
-    if gpu_page.cards(results / "gpu"):
-        found["gpu/README.md"] = lambda: gpu_page.page(results / "gpu")
+    if cards(results / "gpu"):
+        found["gpu/README.md"] = lambda: gpu_page(results / "gpu")
     if predicted := {r.path.stem: r for r in read_records(results / "predicted_memory")}:
         names = [*predicted_memory.CASES, *predicted_memory.CURVES]
         ordered = {name: predicted[name] for name in names if name in predicted}

@@ -137,7 +137,9 @@ def _commit() -> tuple[str | None, bool | None]:
     It differs where a tracked file does, or where there is a source that git neither tracks nor ignores and that could
     be imported. Other new files (notes, clips) decide nothing unseen, and results being written do not count at all.
     """
-    commit = git(ROOT, "rev-parse", "HEAD")
+    top = git(ROOT, "rev-parse", "--show-toplevel")
+    # A copy inside another repository is not what that repository's commit says.
+    commit = git(ROOT, "rev-parse", "HEAD") if top is not None and Path(top.strip()).resolve() == ROOT else None
     tracked = git(ROOT, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     importable = [f"{package}/*.py" for package in (*PACKAGES, "report")]
     new = git(ROOT, "ls-files", "--others", "--exclude-standard", "--", *importable)

@@ -18,6 +18,10 @@ FAST_PINNING = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8
 """For ``PYTORCH_ALLOC_CONF``, before PyTorch starts: pages are touched by several threads and registered then."""
 
 
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second until PyTorch 2.8
+ALLOCATOR = " ".join(filter(None, (os.environ.get(name) for name in VARIABLES)))
+
+
 def clock(work: Callable[[], object], device: str) -> float:
     """Seconds, the device's work included."""
     if device == "cuda":
@@ -29,14 +33,18 @@ def clock(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def host() -> dict[str, Any]:
-    """Cores, memory, and how the allocator is set."""
-    found: dict[str, Any] = {"cores": os.cpu_count(), "allocator": os.environ.get("PYTORCH_ALLOC_CONF", "")}
+def host_bytes() -> int | None:
+    """The host's memory; None where nobody tells."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found["host_bytes"] = int(lines["MemTotal"].split()[0]) * 1024
+        return int(lines["MemTotal"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        found["host_bytes"] = None
+        return None
+
+
+def host() -> dict[str, Any]:
+    """Cores, memory, and how the allocator is set."""
+    found: dict[str, Any] = {"cores": os.cpu_count(), "allocator": ALLOCATOR, "host_bytes": host_bytes()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found |= {"device_bytes": properties.total_memory, "capability": f"{properties.major}.{properties.minor}"}
@@ -84,7 +92,7 @@ def fast_pinning(seconds: float) -> dict[str, Any]:
         "import time, torch; torch.cuda.init(); torch.empty(1, pin_memory=True); t = time.perf_counter(); "
         "x = torch.empty(2**31, dtype=torch.uint8, pin_memory=True); print(2 / (time.perf_counter() - t))"
     )
-    environment = os.environ | {"PYTORCH_ALLOC_CONF": FAST_PINNING}
+    environment = os.environ | dict.fromkeys(VARIABLES, FAST_PINNING)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=seconds

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from bench.cases import Method, uses_host
+from bench.baselines import Baseline
+from bench.cases import Method, plain, uses_host
 
 
 class OutOfTime(Exception):
@@ -24,7 +25,7 @@ class Clock:
     """
 
     HOST_GIB = 1.3
-    """Host memory of the states of a megapixel of video, in GiB (Wan 2.1 at 480x832, bfloat16)."""
+    """Host memory of the states of a megapixel of video, in GiB (Wan 2.1 at 480x832, bfloat16; others take less)."""
 
     def __init__(self, seconds: float, pinning: float = 1.5) -> None:
         self._end = time.monotonic() + seconds
@@ -37,8 +38,17 @@ class Clock:
 
     def estimate(self, vae: str, megapixels: float, calls: int, method: Method) -> float:
         """Seconds that a case will take."""
-        pinned = self.HOST_GIB * megapixels / self.pinning if uses_host(method) else 0.0
+        pinned = self.host_gib(megapixels, method) / self.pinning
         return 2 + pinned + calls * megapixels * self._rates.get(vae, 0.5)
+
+    def host_gib(self, megapixels: float, method: Method) -> float:
+        """Host memory that a method will pin."""
+        if not uses_host(method):
+            return 0.0
+        inner = plain(method)
+        every = None if isinstance(inner, Baseline) else inner.plan().every
+        # Every k-th state, and those between two of them, which are few in a long video.
+        return self.HOST_GIB * megapixels / (every or 1) * (1 if every in (None, 1) else 1.3)
 
     def learn(self, vae: str, megapixels: float, seconds: float) -> None:
         """One call took so long: the slowest of a decoder is what is expected of the next."""
@@ -53,7 +63,8 @@ def at_most(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    # Again every second: raised inside a finalizer it would only be printed.
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
     try:
         yield
     finally:

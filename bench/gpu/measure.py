@@ -130,7 +130,18 @@ def watched(device: str) -> Iterator[dict[str, Any]]:
 
 
 def _pinning_seconds() -> float:
-    return torch.cuda.host_memory_stats().get("host_alloc_time.total", 0) / 1e6
+    return host_stats().get("host_alloc_time.total", 0) / 1e6
+
+
+def host_stats() -> dict[str, int]:
+    """Of pinned memory; PyTorch 2.6 has none."""
+    found: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)()
+    return found
+
+
+def _retries(device: str) -> int:
+    """How often the allocator had to give memory back and ask again, which takes time."""
+    return int(torch.cuda.memory_stats()["num_alloc_retries"]) if device == "cuda" else 0
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -147,16 +158,23 @@ def measure(run: Run, reference: Run | None, rounds: int, device: str) -> tuple[
     with watched(device) as metrics:
         gradients: list[Tensor] = []
         metrics["first_s"] = clock(lambda: gradients.append(run().cpu()), device)
-    times, references = [], []
-    for _ in range(rounds):
-        if reference is not None:
-            references.append(clock(reference, device))
-        times.append(clock(lambda: gradients.append(run().cpu()), device))
-    metrics |= {"seconds": times, "reference_seconds": references, "rounds": rounds}
+    times: list[float] = []
+    references: list[float] = []
+    retries = _retries(device)
+    try:
+        for _ in range(rounds):
+            if reference is not None:
+                references.append(clock(reference, device))
+            times.append(clock(lambda: gradients.append(run().cpu()), device))
+    except Exception as error:  # what was measured before is a result
+        metrics["stopped"] = f"{type(error).__name__} in the timed rounds"
+    references = references[: len(times)] if reference is not None else []
+    metrics |= {"seconds": times, "reference_seconds": references, "rounds": len(times)}
+    metrics["retries_in_rounds"] = _retries(device) - retries
     ratios = [a / b for a, b in zip(times, references, strict=False)]
     metrics["time_ratio"] = median(ratios) if ratios else None
     # Convolutions on a GPU add in an order of their own: what two calls of one method differ by.
-    metrics["repeat_difference"] = difference(gradients[0], gradients[-1]) if rounds else None
+    metrics["repeat_difference"] = difference(gradients[0], gradients[-1]) if times else None
     if not torch.isfinite(gradients[-1]).all():
         raise FloatingPointError("the gradient is not finite")
     return metrics, gradients[-1]

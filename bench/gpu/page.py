@@ -5,39 +5,17 @@ Before that it predicts, on tensors without data, the peak of every measured vid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-from bench.cases import Case
-from bench.gpu.rows import methods_by_label
-from bench.predict import predict_all
+from bench.gpu.figure import figure
+from bench.gpu.results import GIB, TITLES, cards, case_of, compared, predict_missing, predictions, tables
 from suite.command_line import run_main
-from suite.records import ROOT, Record, provenance, read_records, write_record
+from suite.records import ROOT, Record
 from suite.tables import markdown_table
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-GIB = 2**30
-PREDICTED = "predicted"
-"""Folder of the predictions, beside those of the cards."""
-TITLES = {
-    "wan-short": "Wan 2.1, short enough for full back-propagation",
-    "wan-medium": "Wan 2.1, the longest video whose full graph fits a large card",
-    "wan-long": "Wan 2.1, 81 frames",
-    "wan-720p": "Wan 2.1, 97 frames of 720x1280",
-    "calls": "One loss, four ways to call the decoder",
-    "cogvideox-long": "CogVideoX, 49 frames",
-    "cogvideox-short": "CogVideoX, short enough for full back-propagation",
-    "wan2.2-short": "Wan 2.2, short enough for full back-propagation",
-    "repeated": "Memory that the allocator holds, call after call",
-    "channels-last": "Wan 2.1 with channels-last weights and latents",
-    "saved-on-cpu": "PyTorch's own way to save activations on the host",
-}
 INTRODUCTION = """\
 # Measured on GPUs
 
@@ -62,61 +40,6 @@ class Config:
     """Folder of the cards' folders."""
     predict: bool = True
     """Predict what no prediction is there for; some seconds a video."""
-
-
-def cards(results: Path) -> dict[str, list[Record]]:
-    """Records of each card, by the name of its folder."""
-    folders = sorted(p for p in results.iterdir() if p.is_dir() and p.name != PREDICTED) if results.is_dir() else []
-    found = {folder.name: list(read_records(folder)) for folder in folders}
-    return {name: records for name, records in found.items() if records}
-
-
-def tables(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Measured cases by row, in the order of ``TITLES``; within a row that with the first method first."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        if "strategy" in record.settings:
-            found.setdefault(record.settings["row"], []).append(record)
-    order = [*TITLES, *(row for row in found if row not in TITLES)]
-    return {row: sorted(found[row], key=_place) for row in order if row in found}
-
-
-def _place(record: Record) -> tuple[bool, float]:
-    """The reference first, then by memory."""
-    return record.metrics.get("reference") is not None, -record.metrics.get("allocated_peak_bytes", 0)
-
-
-def case_of(record: Record) -> Case | None:
-    """The measured case; None where its method is none of today's."""
-    s = record.settings
-    method = methods_by_label().get(s["strategy"])
-    if method is None:
-        return None
-    return Case(s["vae"], s["frames"], s["height"], s["width"], method, s["loss"], s["dtype"], "cuda")
-
-
-def predictions(results: Path) -> dict[str, float]:
-    """Name of a case -> predicted peak in bytes."""
-    found = read_records(results / PREDICTED)
-    return {r.path.stem: r.metrics["peak_bytes"] for r in found if r.metrics["peak_bytes"] is not None}
-
-
-def predict_missing(results: Path) -> int:
-    """Write a prediction for each measured case without one; returns how many."""
-    there = {r.path.stem for r in read_records(results / PREDICTED)}
-    wanted: dict[Case, dict[str, Case]] = {}
-    for records in cards(results).values():
-        for record in records:
-            is_streamed = record.settings.get("call") == "frame_loss" and not record.settings.get("channels_last")
-            case = case_of(record) if is_streamed else None
-            if case is not None and case.name not in there and case.dtype == "bfloat16":
-                wanted.setdefault(case.video, {})[case.name] = case
-    made_by = provenance("cpu")
-    for same_video in wanted.values():
-        cases = list(same_video.values())
-        for name, metrics in predict_all(cases, cases[0]).items():
-            write_record(results / PREDICTED / f"{name}.json", same_video[name].settings(), metrics, made_by)
-    return sum(map(len, wanted.values()))
 
 
 def page(results: Path) -> str:
@@ -224,54 +147,14 @@ def _over(predicted: float | None, metrics: Mapping[str, Any]) -> str:
 
 
 def _calls(record: Record) -> str:
+    if record.metrics.get("out_of_memory"):
+        return f"`{record.settings['strategy']}`: out of memory.\n"
     reserved = [x / GIB for x in record.metrics["reserved_after_call_bytes"]]
     grows = next((k for k, x in enumerate(reserved) if x >= max(reserved) - 2**21 / GIB), 0)
     return (
         f"`{record.settings['strategy']}`, {len(reserved)} calls: {reserved[0]:.2f} GiB reserved after the first, "
         f"{reserved[-1]:.2f} after the last; it stopped growing at call {grows + 1}.\n"
     )
-
-
-def compared(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The rows with something to compare."""
-    return {row: m for row, m in tables(records).items() if row != "repeated" and len(m) > 1}
-
-
-def figure(records: list[Record], predicted: Mapping[str, float], path: Path) -> None:
-    """Peak and time of every method, a row for each video; crosses: predicted peaks."""
-    shown = compared(records)
-    sizes = [len(m) for m in shown.values()]
-    fig, axes = plt.subplots(
-        len(shown), 2, figsize=(13, 0.9 * len(shown) + 0.33 * sum(sizes)), layout="constrained", squeeze=False,
-        gridspec_kw={"height_ratios": [n + 2 for n in sizes]},
-    )  # fmt: skip
-    for (memory, time), (row, measured) in zip(axes, shown.items(), strict=True):
-        names = [
-            r.settings["strategy"] + ("" if r.settings["call"] == "frame_loss" else f", {r.settings['call']}")
-            for r in measured
-        ]
-        places = range(len(measured))
-        memory.barh(places, [r.metrics.get("allocated_peak_bytes", 0) / GIB for r in measured], color="tab:blue")
-        for place, record in zip(places, measured, strict=True):
-            case = case_of(record)
-            if case is not None and record.settings["call"] == "frame_loss" and case.name in predicted:
-                memory.plot(predicted[case.name] / GIB, place, "x", color="k")
-            if record.metrics.get("out_of_memory"):
-                memory.text(0, place, " out of memory", va="center")
-        seconds = [min(r.metrics.get("seconds") or [r.metrics.get("first_s", 0.0)]) for r in measured]
-        time.barh(places, seconds, color="tab:orange")
-        s = measured[0].settings
-        title = f"{TITLES.get(row, row)}\n{s['frames']} frames of {s['height']}x{s['width']}"
-        memory.set(xlabel="peak, GiB (cross: predicted)", title=title)
-        time.set(xlabel="seconds a call", title="")
-        memory.set_yticks(places, names, fontsize=8)
-        time.set_yticks(places, [""] * len(names))
-        for axis in (memory, time):
-            axis.invert_yaxis()
-            axis.margins(x=0.08)
-    fig.suptitle(f"{records[0].provenance['device']}, bfloat16, MSE, random weights")
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
 
 
 def main(config: Config) -> None:

@@ -40,9 +40,10 @@ class Session:
         write_record(self.folder / f"{name}.json", settings, metrics, self.made_by)
 
     def has(self, name: str) -> bool:
-        """Whether an earlier run of the same commit wrote it."""
+        """Whether an earlier run of the same code on the same card wrote it."""
         try:
-            old = read_record(self.folder / f"{name}.json")
+            old = read_record(self.folder / f"{name}.json").provenance
         except ValueError:
             return False
-        return old.provenance.get("commit") == self.made_by["commit"] is not None
+        same = all(old.get(k) == self.made_by[k] for k in ("commit", "torch", "diffusers", "device"))
+        return same and self.made_by["commit"] is not None and self.made_by["dirty"] is False is old.get("dirty")

@@ -202,7 +202,11 @@ def test_without_git_the_environment_may_tell_the_commit(given, found, monkeypat
     assert (made_by["commit"], made_by["dirty"]) == found
 
 
-def test_git_knows_better_than_the_environment(monkeypatch):
+@pytest.mark.parametrize(("top", "found"), [(str(ROOT), "d" * 40), ("/elsewhere", "c" * 40)])
+def test_git_knows_better_than_the_environment_unless_it_is_another_repository(top, found, monkeypatch):
+    answers = {"HEAD": "d" * 40 + "\n", "--show-toplevel": top + "\n"}
     monkeypatch.setenv("CHOPGRAD_COMMIT", "c" * 40)
-    monkeypatch.setattr(records, "git", lambda root, *words: "d" * 40 + "\n" if words[0] == "rev-parse" else "")
-    assert provenance()["commit"] == "d" * 40
+    monkeypatch.setattr(
+        records, "git", lambda root, *words: answers.get(words[-1], "") if words[0] == "rev-parse" else ""
+    )
+    assert provenance()["commit"] == found

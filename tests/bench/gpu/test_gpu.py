@@ -12,10 +12,10 @@ import torch
 from bench.baselines import SavedOnCpu
 from bench.cases import Inside, label
 from bench.gpu import compare, measure
-from bench.gpu.__main__ import Config, check, main
+from bench.gpu.__main__ import Config, check, main, run_tests
 from bench.gpu.clock import Clock, OutOfTime, at_most
 from bench.gpu.measure import Video, watched
-from bench.gpu.rows import LEAST, Row, methods_by_label, rows, streamed, tiny
+from bench.gpu.rows import LEAST, OFFLOAD, Row, methods_by_label, rows, streamed, tiny
 from bench.gpu.session import Session
 from chopgrad import Chop, Exact, Full, offload
 from suite.records import read_record, read_records
@@ -60,10 +60,10 @@ def test_float32_is_the_measure_of_an_exact_gradient(tmp_path):
     assert errors["Chop(0)"] > 0.1
 
 
-def test_weights_come_back_from_float32_as_they_were():
+def test_weights_come_back_from_float32_as_they_were(tmp_path):
     video = Video(short(Full()), "bfloat16", "cpu")
     before = [p.clone() for p in video.subject.decoder.parameters()]
-    exact = compare.in_float32(video)
+    exact = compare.in_float32(session(tmp_path), video)
     assert exact.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(before, video.subject.decoder.parameters(), strict=True))
     assert video.subject.latents.dtype == video.subject.target.dtype == torch.bfloat16
@@ -97,6 +97,61 @@ def test_running_out_of_memory_is_a_result_and_another_error_is_told(tmp_path, m
     assert "Exact(): failed: RuntimeError: unsupported\n" in log
 
 
+def test_a_card_too_small_for_float32_still_measures_the_row(tmp_path, monkeypatch):
+    run = measure.Subject.run
+
+    def fails_in_float32(self, method=None):
+        if self.latents.dtype is torch.float32 and method == LEAST and not done:
+            done.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, method)
+
+    done = []
+    monkeypatch.setattr(measure.Subject, "run", fails_in_float32)
+    s = session(tmp_path)
+    compare.the_row(s, short(Chop(0), LEAST, rounds=0, error=True))
+    found = {r.settings["strategy"]: r.metrics for r in read_records(s.folder)}
+    assert done and sorted(found) == sorted(["Chop(0)", label(LEAST)])
+    assert not any("error_to_float32" in metrics for metrics in found.values())
+    assert "the gradient in float32: out of memory" in (s.folder / "log.txt").read_text()
+
+
+def test_the_reference_may_fail_later_and_costs_no_other_its_first_call(tmp_path, monkeypatch):
+    run, calls = Video.run, []
+
+    def fails_twice(self, call, method):
+        work = run(self, call, method)
+
+        def counted():
+            calls.append(method)
+            if isinstance(method, Full) and calls.count(method) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return work()
+
+        return counted
+
+    monkeypatch.setattr(Video, "run", fails_twice)
+    s = session(tmp_path)
+    compare.the_row(s, short(Full(), Chop(0), rounds=1))
+    found = {r.settings["strategy"]: r.metrics for r in read_records(s.folder)}
+    for metrics in found.values():
+        assert metrics["out_of_memory"] is False and metrics["first_s"] > 0
+        assert metrics["stopped"] == "OutOfMemoryError in the timed rounds"
+        assert metrics["seconds"] == [] and metrics["time_ratio"] is None
+    assert found["Chop(0)"]["difference_from_reference"] > 0.1
+
+
+def test_a_host_that_is_too_small_is_told_before_the_kernel_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "available_bytes", lambda device: 2**30)
+    monkeypatch.setattr(compare, "measure", lambda *how: pytest.fail("it was begun"))
+    s = session(tmp_path)
+    video, row = Video(short(OFFLOAD), "float32", "cpu"), replace(short(OFFLOAD), height=720, width=1280)
+    s.device, video.row = "cuda", row
+    assert compare.a_method(s, video, "frame_loss", OFFLOAD, "name", None, 1.0, None) is None
+    assert "would pin 11 GiB, 1 GiB of host memory are free" in (s.folder / "log.txt").read_text()
+    assert compare.chooses_every(Exact(offload=True)) and not compare.chooses_every(OFFLOAD)
+
+
 def test_what_would_not_end_in_time_is_not_begun(tmp_path):
     s = session(tmp_path, seconds=5)
     s.clock.learn("wan2.1", 1.0, 1e6)
@@ -124,14 +179,23 @@ def test_what_does_not_end_in_time_is_stopped(tmp_path, monkeypatch):
 
 def test_an_earlier_run_of_the_same_commit_is_not_measured_again(tmp_path, monkeypatch):
     s = session(tmp_path)
-    s.made_by["commit"] = "a" * 40
-    compare.the_row(s, short(Chop(0), rounds=0))
-    (path,) = s.folder.glob("short-*.json")
+    s.made_by |= {"commit": "a" * 40, "dirty": False}
+    compare.the_row(s, short(Chop(0), Chop(1), rounds=0))
+    paths = sorted(s.folder.glob("short-*.json"))
+    assert len(paths) == 2
+    begun = []
+    monkeypatch.setattr(
+        Video, "run", lambda self, call, method, run=Video.run: begun.append(method) or run(self, call, method)
+    )
+    compare.the_row(s, short(Chop(0), Chop(1), Chop(2), rounds=0))
+    assert begun == [Chop(0), Chop(2)]  # the reference, to compare with, and what was missing
     monkeypatch.setattr(compare, "Video", None)  # nothing is built
-    compare.the_row(s, short(Chop(0), rounds=0))
-    assert read_record(path).provenance["commit"] == "a" * 40
-    s.made_by["commit"] = None  # nothing is known of what ran
-    assert not s.has(path.stem)
+    compare.the_row(s, short(Chop(0), Chop(1), Chop(2), rounds=0))
+    for changed in ({"commit": None}, {"commit": "b" * 40}, {"dirty": True}, {"torch": "0"}, {"device": "another"}):
+        other = session(tmp_path)
+        other.made_by |= {"commit": "a" * 40, "dirty": False} | changed
+        assert not other.has(paths[0].stem)
+    assert read_record(paths[0]).provenance["commit"] == "a" * 40
 
 
 def test_a_clock_learns_the_slowest_call():
@@ -154,6 +218,20 @@ def test_a_limit_of_time_is_lifted_afterwards():
     time.sleep(0.05)  # would be interrupted now
 
 
+def test_a_limit_that_a_finalizer_swallowed_comes_again(monkeypatch):
+    class Swallows:
+        def __del__(self):
+            end = time.monotonic() + 0.2
+            while time.monotonic() < end:
+                pass
+
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: None)
+    with pytest.raises(OutOfTime), at_most(0.05):
+        x = Swallows()
+        del x  # the limit falls into this, where no exception gets out
+        time.sleep(5)
+
+
 def test_peaks_are_read_from_the_allocator_and_pinned_bytes_are_counted(monkeypatch):
     stats = iter(
         [
@@ -168,9 +246,7 @@ def test_peaks_are_read_from_the_allocator_and_pinned_bytes_are_counted(monkeypa
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda: next(stats))
-    monkeypatch.setattr(
-        torch.cuda, "host_memory_stats", lambda: {"host_alloc_time.total": next(pinning)}, raising=False
-    )
+    monkeypatch.setattr(measure, "host_stats", lambda: {"host_alloc_time.total": next(pinning)})
     before = offload.pinned_bytes()
     with watched("cuda") as found:
         offload._count_pinned(64)
@@ -193,6 +269,13 @@ def test_the_chosen_every_is_in_the_record(tmp_path):
 def test_a_gradient_that_is_not_finite_is_no_result():
     with pytest.raises(FloatingPointError, match="not finite"):
         measure.measure(lambda: torch.tensor([1.0, float("nan")]), None, 0, "cpu")
+
+
+def test_a_pytorch_that_tells_nothing_of_pinned_memory_is_measured_too(monkeypatch):
+    monkeypatch.delattr(torch.cuda, "host_memory_stats", raising=False)
+    assert measure.host_stats() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert compare.host_is_full() is False
 
 
 def test_rows_of_small_and_large_cards():
@@ -221,6 +304,32 @@ def test_bad_settings_are_told_before_any_work(settings, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=words):
         check(Config(**settings))
+
+
+def test_tests_that_do_not_end_are_stopped_with_their_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.__main__.TEST_SECONDS", 0.5)
+    s = session(tmp_path)
+    run_tests(s)
+    assert "tests: no result, exit code None (stopped)" in (s.folder / "log.txt").read_text()
+    assert not s.has("tests")
+
+
+def test_a_card_without_bfloat16_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match="Tesla T4 does not compute in bfloat16"):
+        check(Config())
+
+
+def test_the_archive_is_written_whatever_happens(tmp_path, monkeypatch):
+    def fails(*how):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("bench.gpu.__main__.measure_all", fails)
+    with pytest.raises(RuntimeError):
+        main(Config(out=tmp_path, dry_run=True))
+    assert (tmp_path / "cpu.zip").exists()
 
 
 def test_training_takes_the_minutes_that_are_left(tmp_path, monkeypatch):

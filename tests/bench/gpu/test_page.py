@@ -3,7 +3,9 @@
 import pytest
 
 from bench.cases import Case, Inside, label
-from bench.gpu.page import Config, case_of, figure, main, page, predictions, tables
+from bench.gpu.figure import figure
+from bench.gpu.page import Config, main, page
+from bench.gpu.results import case_of, predictions, tables
 from bench.gpu.rows import LEAST, OFFLOAD
 from chopgrad import Chop, Full
 from suite.records import read_records, write_record
@@ -61,6 +63,11 @@ def test_a_table_says_what_was_measured(results):
     assert "3 calls: 1.00 GiB reserved after the first, 2.00 after the last; it stopped growing at call 2" in text
 
 
+def test_a_row_that_ran_out_of_memory_costs_no_page(results):
+    write(results, LEAST, row="repeated", out_of_memory=True)
+    assert f"`{label(LEAST)}`: out of memory." in page(results)
+
+
 def test_random_weights_say_nothing_of_truncation(results):
     text = page(results)
     assert "7.7e-01" not in text and "8.8e-01" not in text
@@ -86,7 +93,7 @@ def test_missing_predictions_are_made(results, monkeypatch, capsys):
         asked.extend(case.strategy for case in cases)
         return {case.name: {"peak_bytes": GIB} for case in cases}
 
-    monkeypatch.setattr("bench.gpu.page.predict_all", predicted)
+    monkeypatch.setattr("bench.gpu.results.predict_all", predicted)
     main(Config(results))
     assert sorted(map(label, asked)) == sorted(map(label, (LEAST, Chop(1), OFFLOAD)))
     assert sorted(predictions(results).values()) == [GIB, GIB, GIB, 55 * GIB]
