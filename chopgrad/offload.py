@@ -185,7 +185,7 @@ def dense(x: Tensor) -> Tensor:
 def _fills(x: Tensor) -> bool:
     """Whether x is its whole storage, each element once. Equal sizes do not say so: overlaps can make up for gaps."""
     span = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    return x.storage_offset() == 0 and span == x.numel() and x.untyped_storage().nbytes() == x.nbytes
+    return bool(x.storage_offset() == 0 and span == x.numel() and x.untyped_storage().nbytes() == x.nbytes)
 
 
 def _version(x: Tensor | None) -> int | None:
