@@ -110,6 +110,12 @@ class OffloadBuffer:
             torch.cuda.current_stream(self.device).wait_event(offloaded.arrived)
             offloaded.arrived = None
 
+    def forget(self, offloaded: Offloaded) -> None:
+        """Let go of a device copy that was fetched and not asked for."""
+        if not any(offloaded is x for x in self._leaving):
+            self.settle(offloaded)
+            offloaded.on_device = None
+
     def takes(self, x: Tensor) -> bool:
         """Whether it is ordinary memory of this device; a subclass may be more than its memory."""
         ordinary = type(x) in (Tensor, nn.Parameter, FakeTensor) and x.layout is torch.strided and not x.is_quantized
@@ -274,9 +280,9 @@ class SavedOnHost:
         self._stay = {id(p.untyped_storage()) for p in weights}
         self._count = 0
         self._places: weakref.WeakValueDictionary[int, Offloaded] = weakref.WeakValueDictionary()
-        self._known: dict[Any, tuple[weakref.ref[Any], weakref.ref[Offloaded], int]] = {}
+        self._known: dict[Any, tuple[weakref.ref[Any], weakref.ref[Offloaded]]] = {}
         self._ahead: Offloaded | None = None
-        """On its way back before anybody asked; its graph may die first, and the copy must not outlive its memory."""
+        """On its way back before anybody asked. Its graph may die first, or something else may be asked for."""
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
         """While these are entered, what is saved leaves for the host."""
@@ -292,22 +298,21 @@ class SavedOnHost:
         whole = _fills(x)
         place_in_it = () if whole else (x.storage_offset(), x.shape, x.stride())
         key = (id(storage), x._version, x.dtype, x.is_conj(), x.is_neg(), place_in_it)
-        alive, waiting, place = self._known.get(key, (lambda: None, lambda: None, 0))
+        alive, waiting = self._known.get(key, (lambda: None, lambda: None))
         offloaded = waiting() if alive() is storage else None
         if offloaded is None:
-            offloaded = self._buffer.put(x)
-            self._count = place = self._count + 1
-            self._places[place] = offloaded
-            known = self._known
-            known[key] = weakref.ref(storage, lambda _: known.pop(key, None)), weakref.ref(offloaded), place
-        return _Saved(offloaded, place, x.shape, x.stride() if whole else offloaded.stride)
+            offloaded, known = self._buffer.put(x), self._known
+            known[key] = weakref.ref(storage, lambda _: known.pop(key, None)), weakref.ref(offloaded)
+        self._count += 1
+        self._places[self._count] = offloaded
+        return _Saved(offloaded, self._count, x.shape, x.stride() if whole else offloaded.stride)
 
     def _unpack(self, saved: Any) -> Tensor:
         if not isinstance(saved, _Saved):
             return saved
         x = self._buffer.get(saved.offloaded)
         if self._ahead is not None and self._ahead is not saved.offloaded:
-            self._buffer.settle(self._ahead)
+            self._buffer.forget(self._ahead)
         self._ahead = self._places.get(saved.place - 1)
         self._buffer.fetch(self._ahead)
         return x if (x.shape, x.stride()) == saved[2:] else x.as_strided(saved.shape, saved.stride)

@@ -300,6 +300,24 @@ def test_a_tensor_that_changed_between_is_saved_again():
     assert torch.equal(torch.autograd.grad(out, a)[0], torch.full((3,), 8.0))
 
 
+def test_one_copy_at_most_comes_back_ahead(monkeypatch):
+    """Also where one tensor is asked for several times, and where a graph is kept for another pull."""
+    b = buffer()
+    saved = SavedOnHost(b, [])
+    x = torch.randn(5, requires_grad=True)
+
+    def f(x):
+        y = x.sin()
+        return (y.cos() * y.exp() * y.sin().cos() * x.cos()).sum()
+
+    out = saved_graph(saved, f, x)
+    b.clear()
+    waiting = list(saved._places.values())
+    for _ in range(3):
+        torch.autograd.grad(out, x, retain_graph=True)
+        assert sum(w.on_device is not None for w in {id(w): w for w in waiting}.values()) <= 1
+
+
 def test_views_that_only_look_alike_are_not_taken_for_each_other():
     whole = torch.randn(4, dtype=torch.complex128)
 
