@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
-from diffusers.models.autoencoders.vae import DecoderOutput
-from torch import Tensor, nn
+from torch import nn
 
 from chopgrad.decode import decode
 from chopgrad.decoders import CausalDecoder, decoder_for
-from chopgrad.decoders.own import bare, is_patched
+from chopgrad.decoders.base import is_patched
+from chopgrad.decoders.own import bare
 from chopgrad.inputs import check_sampled
 from chopgrad.strategies import RECOMMENDED, Strategy
 
@@ -24,10 +23,8 @@ class Patch:
     decoder: CausalDecoder
     strategy: Strategy
 
-    def __call__(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        sliced = self.decoder.vae.use_slicing and z.shape[0] > 1
-        frames = torch.cat([decode(self.decoder, part, self.strategy) for part in (z.split(1) if sliced else (z,))])
-        return DecoderOutput(sample=frames) if return_dict else (frames,)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.decoder.answer(lambda z: decode(self.decoder, z, self.strategy), *args, **kwargs)
 
 
 class PatchHandle:

@@ -6,6 +6,7 @@ from torch import nn
 
 from chopgrad.decoders.base import CausalDecoder, Checkpoint, FrameGroup, State
 from chopgrad.decoders.cogvideox import CogVideoXDecoder
+from chopgrad.decoders.original_wan import OriginalWanDecoder, inner, is_original_wan
 from chopgrad.decoders.own import SINGLE_FILE, bare, check_by_trial, check_source
 from chopgrad.decoders.wan import WanDecoder
 
@@ -23,9 +24,10 @@ def decoder_for(
 
     Args:
         vae: a model of a supported class (``DECODERS``), of a subclass, or a PeftModel or compiled module around one;
-            used in place.
+            used in place. Or Wan's VAE in the original repositories' or DiffSynth's classes: the object that knows the
+            latents' statistics, or the model in it.
         clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end, and which has no gradient for
-            pixels beyond. CogVideoX has none.
+            pixels beyond. CogVideoX has none, nor has an original Wan model without the object around it.
         checkpoint: recompute each ``"block"``, each ``"residual"`` unit, or what works ``"frame"`` by frame, in the
             backward pass of every graph through this decoder: less memory, up to one more forward pass, the same
             gradient (see ``CausalDecoder``). diffusers has none for Wan and Qwen-Image: their cache changes in place.
@@ -40,18 +42,23 @@ def decoder_for(
     Cost: two decodes of two frame groups of 2x2 latents, unless ``check=False``: for a published VAE some seconds on a
     CPU. Call it once, not in every step.
     """
-    vae = bare(vae)
+    around, vae = vae, bare(inner(vae))
+    if is_original_wan(vae):
+        return _checked(OriginalWanDecoder(vae, clamp, checkpoint, around), check)
     name = next((cls.__name__ for cls in type(vae).__mro__ if cls.__name__ in DECODERS), None)
     if name is None:
         raise ValueError(
             f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. To add one, "
-            "subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS. For Wan's weights in the "
-            f"original format: {SINGLE_FILE}."
+            "subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS. Wan's VAE is also taken in "
+            f"the original repositories' classes, or with their weights: {SINGLE_FILE}."
         )
     cls = DECODERS[name]
     if check and cls.package is not None:
         check_source(vae, cls.package)
-    decoder = cls(vae, clamp=clamp, checkpoint=checkpoint)
+    return _checked(cls(vae, clamp=clamp, checkpoint=checkpoint), check)
+
+
+def _checked(decoder: CausalDecoder, check: bool) -> CausalDecoder:
     if check:
         decoder.passed_by = check_by_trial(decoder)
         decoder.prepare()
@@ -64,6 +71,7 @@ __all__ = [
     "Checkpoint",
     "CogVideoXDecoder",
     "FrameGroup",
+    "OriginalWanDecoder",
     "State",
     "WanDecoder",
     "decoder_for",

@@ -8,6 +8,7 @@ from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -158,6 +159,21 @@ class CausalDecoder(ABC):
         """The state before the first group: an empty cache."""
         return None
 
+    def own_decode(self, latents: Tensor) -> Tensor:
+        """The frames of the VAE's own ``decode``, of which this decoder is the recurrence; also where it is patched."""
+        return _unpatched_decode(self.vae)(latents, return_dict=False)[0]
+
+    def answer(self, decode: Callable[[Tensor], Tensor], z: Tensor, return_dict: bool = True) -> Any:
+        """What stands in place of the VAE's own ``decode`` (``chopgrad.patch``): the same arguments and results.
+
+        Args:
+            decode: latents -> frames.
+            z, return_dict: those of the call.
+        """
+        sliced = self.vae.use_slicing and z.shape[0] > 1
+        frames = torch.cat([decode(part) for part in (z.split(1) if sliced else (z,))])
+        return DecoderOutput(sample=frames) if return_dict else (frames,)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that ``step`` uses."""
         yield from self.vae.decoder.parameters()
@@ -199,6 +215,17 @@ class CausalDecoder(ABC):
 
     def _finish(self, frames: Tensor) -> Tensor:
         return frames.clamp(-1.0, 1.0) if self.clamp else frames
+
+
+def is_patched(vae: Any) -> bool:
+    """Whether ``vae.decode`` is that of ``chopgrad.patch``."""
+    return type(vars(vae).get("decode")).__module__ == "chopgrad.patch"
+
+
+def _unpatched_decode(vae: Any) -> Any:
+    if is_patched(vae):
+        return type(vae).decode.__get__(vae)
+    return getattr(vae.decode, "_torchdynamo_orig_callable", vae.decode)
 
 
 def _run(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> tuple[Features, list[Any]]:

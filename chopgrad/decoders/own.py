@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from chopgrad.decoders.base import CausalDecoder
+from chopgrad.decoders.base import CausalDecoder, is_patched
 
 SPLIT = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 SINGLE_FILE = 'AutoencoderKLWan.from_single_file("Wan2.1_VAE.pth", config=FOLDER)'
@@ -33,11 +33,6 @@ def bare(vae: Any) -> Any:
             vae = cast(Any, vae).get_base_model()
         else:
             return vae
-
-
-def is_patched(vae: Any) -> bool:
-    """Whether ``vae.decode`` is that of ``chopgrad.patch``."""
-    return type(vars(vae).get("decode")).__module__ == "chopgrad.patch"
 
 
 def check_source(vae: nn.Module, package: str) -> None:
@@ -90,7 +85,7 @@ def check_by_trial(decoder: CausalDecoder) -> list[tuple[str, nn.Module]]:
         device = getattr(vae._hf_hook, "execution_device", "cpu") if weight.is_meta else weight.device
         z = z.to(device, getattr(vae, "dtype", weight.dtype))
         with _recorded(vae) as called_by_vae:
-            theirs = _own_decode(vae)(z, return_dict=False)[0]
+            theirs = ours.own_decode(z)
         with _recorded(vae) as called_here:
             frames = ours.decode(z)
     if frames.shape != theirs.shape:
@@ -132,12 +127,6 @@ def _source(module: Any, method: str) -> str | None:
         return f"{getattr(own, '__module__', None) or type(own).__module__}.{getattr(own, '__qualname__', method)}"
     definer = next((cls for cls in type(module).__mro__ if method in vars(cls)), None)
     return None if definer is None else f"{definer.__module__}.{definer.__qualname__}"
-
-
-def _own_decode(vae: Any) -> Any:
-    if is_patched(vae):
-        return type(vae).decode.__get__(vae)
-    return getattr(vae.decode, "_torchdynamo_orig_callable", vae.decode)
 
 
 @contextmanager

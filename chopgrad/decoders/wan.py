@@ -26,12 +26,17 @@ class WanDecoder(CausalDecoder):
     package = "diffusers"
 
     @property
+    def named(self) -> Any:
+        """The VAE's parts under the names that diffusers gives them."""
+        return self.vae
+
+    @property
     def latent_channels(self) -> int:
-        return self.vae.config.z_dim
+        return self.named.config.z_dim
 
     def frame_groups(self, latent_frames: int) -> list[FrameGroup]:
         check_latent_frames(latent_frames)
-        factor = 2 ** sum(self.vae.config.temperal_downsample)
+        factor = 2 ** sum(self.named.config.temperal_downsample)
         starts = [0] + [1 + factor * i for i in range(latent_frames)]
         return [FrameGroup(slice(i, i + 1), slice(starts[i], starts[i + 1])) for i in range(latent_frames)]
 
@@ -39,7 +44,7 @@ class WanDecoder(CausalDecoder):
         return (None,) * len(self.pieces())
 
     def blocks(self) -> Blocks:
-        decoder = self.vae.decoder
+        decoder = self.named.decoder
         middle = [self._residual(decoder.mid_block.resnets[0])]
         for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
             middle += [[partial(_attend, attention)], self._residual(block)]
@@ -57,7 +62,7 @@ class WanDecoder(CausalDecoder):
         return [*blocks, [[self._head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
-        x, cached = _convolve(self.vae.decoder.conv_in, self.vae.post_quant_conv(features[0]), cached)
+        x, cached = _convolve(self.named.decoder.conv_in, self.named.post_quant_conv(features[0]), cached)
         return (x,), cached
 
     def _residual(self, block: Any) -> list[Piece]:
@@ -90,11 +95,11 @@ class WanDecoder(CausalDecoder):
         return (self._per_frame(each, features[0]), *features[1:]), nothing
 
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
-        decoder = self.vae.decoder
+        decoder = self.named.decoder
         x = self._activate(decoder.norm_out, decoder.nonlinearity, features[0])
         x, cached = _convolve(decoder.conv_out, x, cached)
-        if getattr(self.vae.config, "patch_size", None) is not None:
-            x = unpatchify(x, patch_size=self.vae.config.patch_size)
+        if getattr(self.named.config, "patch_size", None) is not None:
+            x = unpatchify(x, patch_size=self.named.config.patch_size)
         return (self._finish(x),), cached
 
     def denormalize(self, latents: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class WanDecoder(CausalDecoder):
         return (latents - mean) / std
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
+        config = self.named.config
         mean, std = (torch.tensor(v).to(like).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         return mean, std
 
