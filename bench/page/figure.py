@@ -105,6 +105,9 @@ def _time_against_distance(axis: Any, results: Results, vae: str) -> None:
                 axis.set_xticks(distances)
                 k += 1
     axis.set(xlabel="truncation distance $D$ (frame groups)", ylabel="time / time of full", title="Chop(D), time")
+    if not k:
+        axis.set_axis_off()
+        axis.text(0.5, 0.5, "not timed yet", ha="center", va="center", color="0.4", transform=axis.transAxes)
     axis.set_ylim(0, None)
     _legend(axis)
     axis.grid(alpha=0.3)
