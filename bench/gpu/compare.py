@@ -36,7 +36,8 @@ def the_row(session: Session, row: Row) -> None:
     for (call, method), name in names.items():
         if session.has(name) and reference is not None:
             continue
-        reference = a_method(session, video, call, method, name, reference, forward, exact) or reference
+        ran = a_method(session, video, call, method, name, reference, forward, exact)
+        reference = reference or ran
         give_back(host=host_is_full())
 
 

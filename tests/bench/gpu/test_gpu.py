@@ -60,6 +60,16 @@ def test_float32_is_the_measure_of_an_exact_gradient(tmp_path):
     assert errors["Chop(0)"] > 0.1
 
 
+def test_the_first_method_stays_what_the_others_are_compared_with(tmp_path):
+    s = session(tmp_path)
+    compare.the_row(s, short(Full(), Chop(0), Exact(), Chop(2), rounds=1))
+    found = {r.settings["strategy"]: r.metrics for r in read_records(s.folder)}
+    assert {name: m["reference"] for name, m in found.items()} == {
+        "Full()": None, "Chop(0)": "Full()", "Exact()": "Full()", "Chop(2)": "Full()",
+    }  # fmt: skip
+    assert found["Exact()"]["difference_from_reference"] < 1e-5  # and not from Chop(0)
+
+
 def test_weights_come_back_from_float32_as_they_were(tmp_path):
     video = Video(short(Full()), "bfloat16", "cpu")
     before = [p.clone() for p in video.subject.decoder.parameters()]
