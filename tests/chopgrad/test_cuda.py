@@ -34,10 +34,11 @@ def gradient(name, device, strategy, latent_frames=5, size=2, dtype=torch.float6
         target = torch.zeros_like(decoder.decode(leaf))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     loss = chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy)
     loss.backward()
     # What tensors asked for: the blocks that they lie in may be larger, as chance will have it.
-    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] if device == "cuda" else None
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before if device == "cuda" else None
     return loss.item(), leaf.grad.cpu(), peak
 
 
