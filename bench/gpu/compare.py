@@ -30,7 +30,7 @@ def the_row(session: Session, row: Row) -> None:
     except Exception as error:
         session.say(f"{row.name}: {reason(error)}")
         return
-    session.clock.learn(row.vae, row.megapixels, 3 * forward)
+    session.clock.learn_forward(row.vae, row.megapixels, forward)
     exact = in_float32(session, video) if row.error else None
     reference: Reference | None = None
     for (call, method), name in names.items():
@@ -93,7 +93,8 @@ def a_method(
         metrics["error_to_float32"] = difference(gradient, exact)
     if reference is not None:
         metrics["difference_from_reference"] = difference(gradient, reference.gradient)
-    clock.learn(row.vae, row.megapixels, min([*found["seconds"], found["first_s"] - found.get("pinning_s", 0)]))
+    took = min([*found["seconds"], found["first_s"] - found.get("pinning_s", 0)])
+    clock.learn(row.vae, row.megapixels, method, took)
     session.write(name, settings, metrics)
     session.say(f"{title}: {summary(metrics)}")
     return Reference(run, label(method), gradient)

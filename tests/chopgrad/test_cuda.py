@@ -37,8 +37,9 @@ def gradient(name, device, strategy, latent_frames=5, size=2, dtype=torch.float6
         before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     loss = chopgrad.frame_loss(decoder, leaf, target, F.mse_loss, strategy)
     loss.backward()
-    # What tensors asked for: the blocks that they lie in may be larger, as chance will have it.
-    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before if device == "cuda" else None
+    # What tensors asked for: the blocks that they lie in may be larger, as chance will have it. The latents' gradient
+    # has as many frames as the video, and in a decoder this small it counts.
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before - leaf.nbytes if device == "cuda" else None
     return loss.item(), leaf.grad.cpu(), peak
 
 
@@ -58,7 +59,7 @@ def test_cuda_agrees_with_the_cpu(name, strategy):
 @pytest.mark.parametrize("name", VAES)
 def test_device_memory_does_not_depend_on_the_number_of_frames(name, strategy):
     short, long = (gradient(name, "cuda", strategy, n, 16, torch.float32)[2] for n in (12, 24))
-    assert long <= 1.05 * short
+    assert long <= 1.02 * short
 
 
 @pytest.mark.parametrize("offload", [False, True])

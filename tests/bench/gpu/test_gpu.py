@@ -164,7 +164,7 @@ def test_a_host_that_is_too_small_is_told_before_the_kernel_ends_the_run(tmp_pat
 
 def test_what_would_not_end_in_time_is_not_begun(tmp_path):
     s = session(tmp_path, seconds=5)
-    s.clock.learn("wan2.1", 1.0, 1e6)
+    s.clock.learn("wan2.1", 1.0, Full(), 1e6)
     compare.the_row(s, short(Full()))
     assert not list(read_records(s.folder))
     assert "would take" in (s.folder / "log.txt").read_text()
@@ -208,12 +208,19 @@ def test_an_earlier_run_of_the_same_commit_is_not_measured_again(tmp_path, monke
     assert read_record(paths[0]).provenance["commit"] == "a" * 40
 
 
-def test_a_clock_learns_the_slowest_call():
+def test_a_clock_learns_what_each_method_takes():
     clock = Clock(100, pinning=2.0)
-    assert clock.estimate("v", 4.0, 3, Full()) == 2 + 3 * 4 * 0.5
-    clock.learn("v", 2.0, 0.2)
-    clock.learn("v", 2.0, 0.1)
+    clock.learn_forward("v", 2.0, 0.1)
+    full = 3 * 0.1 / 2.0
+    assert clock.estimate("v", 4.0, 3, Full()) == pytest.approx(2 + 3 * 4 * Clock.TIMES_FULL * full)
+    over_the_bus = clock.estimate("v", 4.0, 3, Chop(1, offload=True)) - clock.host_gib(4.0, Chop(1, offload=True)) / 2
+    assert over_the_bus == pytest.approx(2 + 3 * 4 * Clock.TIMES_FULL_ON_HOST * full)
+    clock.learn("v", 2.0, Full(), 0.2)
+    clock.learn("v", 2.0, Full(), 0.1)
     assert clock.estimate("v", 4.0, 3, Full()) == pytest.approx(2 + 3 * 4 * 0.1)
+    # One slow method says nothing of the others.
+    clock.learn("v", 2.0, Chop(1, offload=True), 100.0)
+    assert clock.estimate("v", 4.0, 3, Chop(1)) < 20
     pinned = clock.estimate("v", 4.0, 3, Exact(offload=True)) - clock.estimate("v", 4.0, 3, Exact())
     assert pinned == pytest.approx(Clock.HOST_GIB * 4 / 2)
     assert 99 < clock.left <= 100
