@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 
 def figure(records: list[Record], predicted: Mapping[str, float], path: Path) -> None:
-    """Peak and time of every method, a row for each video; crosses: predicted peaks."""
+    """Peak and time of every method, a row for each video; crosses: predicted peaks; hatched: only a first call."""
     shown = compared(records)
     sizes = [len(m) for m in shown.values()]
     fig, axes = plt.subplots(
@@ -35,12 +35,18 @@ def figure(records: list[Record], predicted: Mapping[str, float], path: Path) ->
                 memory.plot(predicted[case.name] / GIB, place, "x", color="k")
             if record.metrics.get("out_of_memory"):
                 memory.text(0, place, " out of memory", va="center")
-        seconds = [min(r.metrics.get("seconds") or [r.metrics.get("first_s", 0.0)]) for r in measured]
-        time.barh(places, seconds, color="tab:orange")
+        for place, record in zip(places, measured, strict=True):
+            seconds = record.metrics.get("seconds")
+            if seconds:
+                time.barh(place, min(seconds), color="tab:orange")
+            else:
+                time.barh(
+                    place, record.metrics.get("first_s", 0.0), color="moccasin", hatch="//", edgecolor="tab:orange"
+                )
         s = measured[0].settings
         title = f"{TITLES.get(row, row)}\n{s['frames']} frames of {s['height']}x{s['width']}"
         memory.set(xlabel="peak, GiB (cross: predicted)", title=title)
-        time.set(xlabel="seconds a call", title="")
+        time.set(xlabel="seconds a call (hatched: a first call, which pins memory)", title="")
         memory.set_yticks(places, names, fontsize=8)
         time.set_yticks(places, [""] * len(names))
         for axis in (memory, time):

@@ -92,7 +92,9 @@ def _card(record: Record) -> str:
 
 def _tests(record: Record) -> str:
     m = record.metrics
-    counts = ", ".join(f"{m[word]} {word}" for word in ("passed", "failed", "error", "skipped") if m.get(word))
+    counts = ", ".join(
+        f"{m[word]} {word}" for word in ("passed", "failed", "error", "skipped", "unfinished") if m.get(word)
+    )
     return f"`{record.settings['command']}` on this card: {counts or 'stopped before its end'}.\n"
 
 
@@ -130,7 +132,8 @@ def _table(measured: list[Record], predicted: Mapping[str, float]) -> str:
                 line["p/m"] = _over(predicted.get(case.name), m) if call == "frame_loss" else ""
         lines.append(line)
     names = [k for k in lines[0] if any(line.get(k) not in ("", None) for line in lines)]
-    return markdown_table(names, [[line.get(k, "") for k in names] for line in lines])
+    stopped = [f"`{r.settings['strategy']}`: {r.metrics['stopped']}." for r in measured if "stopped" in r.metrics]
+    return "\n".join([markdown_table(names, [[line.get(k, "") for k in names] for line in lines]), *stopped])
 
 
 def _value(column: Any, metrics: Mapping[str, Any]) -> object | None:

@@ -12,7 +12,7 @@ import torch
 from bench.baselines import SavedOnCpu
 from bench.cases import Inside, label
 from bench.gpu import compare, measure
-from bench.gpu.__main__ import Config, check, main, run_tests
+from bench.gpu.__main__ import Config, check, counts_of, main, run_tests
 from bench.gpu.clock import Clock, OutOfTime, at_most
 from bench.gpu.measure import Video, watched
 from bench.gpu.rows import LEAST, OFFLOAD, Row, methods_by_label, rows, streamed, tiny
@@ -321,6 +321,14 @@ def test_bad_settings_are_told_before_any_work(settings, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=words):
         check(Config(**settings))
+
+
+def test_outcomes_are_counted_of_a_run_that_was_stopped_too():
+    lines = "5 workers [4 items]\n[gw0] [ 25%] PASSED tests/a.py::b\n[gw1] [ 50%] FAILED tests/a.py::c\n"
+    assert counts_of(lines) == {"passed": 1, "failed": 1, "unfinished": 2}
+    assert counts_of("collected 2 items\n\ntests/a.py::b PASSED [ 50%]\n") == {"passed": 1, "unfinished": 1}
+    assert counts_of(lines + "== 1 failed, 3 passed in 2.00s ==") == {"failed": 1, "passed": 3}
+    assert counts_of("no tests ran") == {}
 
 
 def test_tests_that_do_not_end_are_stopped_with_their_workers(tmp_path, monkeypatch):
