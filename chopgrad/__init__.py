@@ -1,7 +1,7 @@
 """ChopGrad: pixel-wise losses for latent video diffusion, by truncated back-propagation through the video decoder."""
 
 from chopgrad.decode import decode
-from chopgrad.decoders import DECODERS, CausalDecoder, FrameGroup, decoder_for
+from chopgrad.decoders import DECODERS, CausalDecoder, FrameGroup, decoder_for, register_decoder
 from chopgrad.loss import frame_loss, framewise
 from chopgrad.patch import PatchHandle, patch
 from chopgrad.strategies import Chop, Exact, Full, Sampled, Strategy
@@ -22,4 +22,5 @@ __all__ = [
     "frame_loss",
     "framewise",
     "patch",
+    "register_decoder",
 ]

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from chopgrad.adjoints import FrameAdjoints, computes_in_float16, unscaled
-from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece
 from chopgrad.forward import Carry, Forward
 from chopgrad.graph import Graph, total
 from chopgrad.memory import affordable_every
 from chopgrad.offload import OffloadBuffer, SavedOnHost
+from chopgrad.recurrence import Features, Group, Piece, Recurrence
 from chopgrad.strategies import Plan
 
 _log = logging.getLogger("chopgrad")
@@ -57,9 +57,11 @@ class Kept:
 
 @dataclass
 class Gradients:
-    """Of latents and parameters; None for what no adjoint reached, as with ordinary back-propagation."""
+    """Of the source (a decoder's latents) and of parameters; None for what no adjoint reached, as with ordinary
+    back-propagation.
+    """
 
-    latents: Tensor | None
+    source: Tensor | None
     parameters: list[Tensor | None]
 
 
@@ -67,12 +69,12 @@ class Sweep:
     """One decode and its (possibly truncated) vector-Jacobian product.
 
     Args:
-        decoder: the recurrence.
-        groups: its frame groups for these latents.
+        model: the recurrence: a decoder, or an encoder.
+        groups: its groups for this source.
         plan: block, distance, recompute, offload, every, pieces.
-        latents: [batch, channels, latent_frames, h, w]; read, never written.
-        latents_need_grad: whether the gradient of the latents is wanted.
-        parameters: decoder parameters whose gradient is wanted.
+        source: what it runs on: latents [batch, channels, latent_frames, h, w], or frames; read, never written.
+        source_needs_grad: whether its gradient is wanted.
+        parameters: those of the model whose gradient is wanted.
         scored: groups whose frames may have an adjoint. Groups after the last of them are not decoded, and no graph is
             built where none is in reach.
         first: first group whose gradient is wanted; the adjoint is cut there.
@@ -81,29 +83,29 @@ class Sweep:
 
     def __init__(
         self,
-        decoder: CausalDecoder,
-        groups: Sequence[FrameGroup],
+        model: Recurrence,
+        groups: Sequence[Group],
         plan: Plan,
-        latents: Tensor,
-        latents_need_grad: bool,
+        source: Tensor,
+        source_needs_grad: bool,
         parameters: Sequence[Tensor],
         scored: Collection[int],
         first: int = 0,
         origin: int = 0,
     ) -> None:
         self.scored = sorted(scored)
-        self.decoder, self.groups = decoder.for_pieces() if plan.pieces else decoder, groups[: self.scored[-1] + 1]
-        self.latents, self.latents_need_grad = latents, latents_need_grad
+        self.model, self.groups = model.for_pieces() if plan.pieces else model, groups[: self.scored[-1] + 1]
+        self.source, self.source_needs_grad = source, source_needs_grad
         self.parameters, self.plan, self.first = list(parameters), plan, first
         self.every = plan.every or 1
-        self.host = OffloadBuffer(latents.device, plan.offload and plan.recompute)
-        self.saved = OffloadBuffer(latents.device, plan.offload and not plan.recompute)
-        self._saved_on_host = SavedOnHost(self.saved, self.decoder.parameters()) if self.saved.enabled else None
-        self._forward = Forward(self.decoder, self.groups, latents, plan.pieces, self.host)
+        self.host = OffloadBuffer(source.device, plan.offload and plan.recompute)
+        self.saved = OffloadBuffer(source.device, plan.offload and not plan.recompute)
+        self._saved_on_host = SavedOnHost(self.saved, self.model.parameters()) if self.saved.enabled else None
+        self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host)
         self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block
         self._starts = sorted({first, *(range(first + (origin - first) % block, count, block) if block else ())})
-        self.half = computes_in_float16(latents)
+        self.half = computes_in_float16(source)
         self._adjoints = FrameAdjoints(self.host, self.half)
         self._kept, self._block_start = Kept({}), first
         """What ``pull`` starts from."""
@@ -204,7 +206,7 @@ class Sweep:
         if swept and self._whole:
             (piece,) = self._forward.pieces
             kept.graphs[i] = graph = self._graph(
-                piece, (self._forward.latent(i),), self.host.get(carry_in[0]), self.latents_need_grad
+                piece, (self._forward.taken(i),), self.host.get(carry_in[0]), self.source_needs_grad
             )
             onward = i + 1 < len(self.groups)
             frames, carry = graph.outputs[0], [self.host.put(graph.detached_carry())] if onward else []
@@ -251,7 +253,7 @@ class Sweep:
                     adjoint[k] = []
                 if k:
                     host.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
-                tracked = k > 0 or self.latents_need_grad
+                tracked = k > 0 or self.source_needs_grad
                 graph = graphs.pop(i, None) or self._graph(pieces[k], features, state, tracked)
                 del features, state
                 again = retain or (not in_block and not self.plan.recompute)
@@ -260,7 +262,7 @@ class Sweep:
                 seeds, of_parameters, of_state = graph.pull(
                     seeds,
                     after,
-                    features=k > 0 or (in_block and self.latents_need_grad),
+                    features=k > 0 or (in_block and self.source_needs_grad),
                     parameters=self.parameters if in_block else [],
                     carry=not cut,
                     retain=again,
@@ -276,11 +278,11 @@ class Sweep:
                 carries.pop(i, None)  # no later block starts before b
         host.clear()
 
-    def _record(self, result: Gradients, i: int, of_latent: Tensor | None) -> None:
-        if of_latent is not None:
-            if result.latents is None:
-                result.latents = torch.zeros_like(self.latents, dtype=of_latent.dtype)
-            result.latents[:, :, self.groups[i].latents] = of_latent
+    def _record(self, result: Gradients, i: int, of_taken: Tensor | None) -> None:
+        if of_taken is not None:
+            if result.source is None:
+                result.source = torch.zeros_like(self.source, dtype=of_taken.dtype)
+            result.source[:, :, self.groups[i].takes] += of_taken  # groups may overlap in what they take
 
     def _carry(self, i: int, carries: dict[int, Carry]) -> Carry:
         """The carry that enters group i: kept, or rebuilt from the last one kept before it."""
@@ -291,10 +293,10 @@ class Sweep:
         return carries[i]
 
     def _affordable_every(self, carry: Carry) -> int:
-        if self.latents.is_meta:  # memory is being predicted, for another machine
+        if self.source.is_meta:  # memory is being predicted, for another machine
             return 1
         size = sum(x.nbytes for x in tree_leaves(carry) if isinstance(x, Tensor))
-        every = affordable_every(len(self.groups), size, "cpu" if self.host.enabled else self.latents.device)
+        every = affordable_every(len(self.groups), size, "cpu" if self.host.enabled else self.source.device)
         _log.info("every=%d: %d groups with states of %.2f GiB", every, len(self.groups), size / 2**30)
         return every
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chopgrad.decoders.base import CausalDecoder, Features, FrameGroup, Piece
 from chopgrad.offload import OffloadBuffer
+from chopgrad.recurrence import Features, Group, Piece, Recurrence
 
 Carry = list[Any]
 """What one group hands to the next: for each piece its slice of the state."""
@@ -23,10 +23,10 @@ class Forward:
     """Runs the groups of one video.
 
     Args:
-        decoder: the recurrence.
-        groups: its frame groups for these latents.
-        latents: [batch, channels, latent_frames, h, w]; read, never written.
-        by_pieces: walk the decoder's pieces, one by one.
+        model: the recurrence.
+        groups: its groups for this source.
+        source: [batch, channels, length, h, w]; read, never written.
+        by_pieces: walk the model's pieces, one by one.
         host: where states and features wait.
 
     Attributes:
@@ -36,45 +36,45 @@ class Forward:
 
     def __init__(
         self,
-        decoder: CausalDecoder,
-        groups: Sequence[FrameGroup],
-        latents: Tensor,
+        model: Recurrence,
+        groups: Sequence[Group],
+        source: Tensor,
         by_pieces: bool,
         host: OffloadBuffer,
     ) -> None:
         def everything(features: Features, state: Any) -> tuple[Features, Any]:
-            frames, state = decoder.step(features[0], state)
-            return (frames,), state
+            y, state = model.step(features[0], state)
+            return (y,), state
 
-        self.pieces: list[Piece] = list(decoder.pieces()) if by_pieces else [everything]
+        self.pieces: list[Piece] = list(model.pieces()) if by_pieces else [everything]
         self.repeats = False
-        self._decoder, self._groups, self._latents = decoder, groups, latents
+        self._model, self._groups, self._source = model, groups, source
         self._by_pieces, self._host = by_pieces, host
-        self._buffers = [(name, x, x._version) for name, x in decoder.vae.named_buffers() if not x.is_inference()]
+        self._buffers = [(name, x, x._version) for name, x in model.vae.named_buffers() if not x.is_inference()]
 
-    def latent(self, i: int) -> Tensor:
+    def taken(self, i: int) -> Tensor:
         """What enters group i."""
-        return self._latents[:, :, self._groups[i].latents]
+        return self._source[:, :, self._groups[i].takes]
 
     def initial_carry(self) -> Carry:
         """What enters the first group."""
-        state = self._decoder.initial_state()
+        state = self._model.initial_state()
         return self._host.put(list(state) if self._by_pieces else [state])
 
     def run(
         self, i: int, carry: Carry, inputs: list[Features] | None = None, to_the_end: bool = True
     ) -> tuple[Tensor, Carry]:
-        """The frames of group i, and the carry that enters the next group.
+        """What group i yields, and the carry that enters the next group.
 
         Args:
-            inputs: is given the features that enter each piece; of a single piece, its latent. They wait where the
-                state waits.
+            inputs: is given the features that enter each piece; of a single piece, what the group takes. They wait
+                where the state waits.
             to_the_end: False: stop before the last piece, and pass on no carry.
 
         Raises:
             RuntimeError: a buffer changes whenever the decoder runs, and groups run more than once.
         """
-        features: Features = (self.latent(i),)
+        features: Features = (self.taken(i),)
         if inputs is not None:
             inputs.append(features)
         onward = to_the_end and i + 1 < len(self._groups)
@@ -109,7 +109,6 @@ class Forward:
         changed = next((name for name, x, version in self._buffers if x._version != version), None)
         if changed is not None:
             raise RuntimeError(
-                f"The decoder's buffer '{changed}' changes whenever it decodes (spectral norm in training mode?), "
-                "so that a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, "
-                "chopgrad.decode(..., Full())."
+                f"The {self._model.part}'s buffer '{changed}' changes whenever it runs (spectral norm in training "
+                "mode?), so that a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, Full()."
             )

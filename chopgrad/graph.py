@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from chopgrad.decoders.base import Features, Piece
 from chopgrad.offload import dense
+from chopgrad.recurrence import Features, Piece
 
 Adjoints = Sequence[Tensor | None]
 

@@ -214,7 +214,7 @@ class _Shown(torch.autograd.Function):
             )
         with torch.no_grad():
             gradients = ctx.pull(adjoint)
-            found = [gradients.latents, *gradients.parameters][-len(ctx.sources) :]
+            found = [gradients.source, *gradients.parameters][-len(ctx.sources) :]
             found = [None if g is None else g.to(x.dtype) for g, x in zip(found, ctx.sources, strict=True)]
         return None, None, None, *not_twice(found, adjoint, ctx.sources)
 

@@ -4,70 +4,76 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from chopgrad.decoders.base import CausalDecoder, FrameGroup
+from chopgrad.recurrence import Group, Recurrence
 from chopgrad.strategies import Sampled, Strategy
 
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def check_inputs(decoder: CausalDecoder, latents: Tensor, strategy: Strategy) -> list[FrameGroup]:
-    """The frame groups of latents that fit the decoder."""
-    if not isinstance(decoder, CausalDecoder):
-        raise TypeError(f"decoder must come from chopgrad.decoder_for(vae), got {type(decoder).__name__}.")
+def check_inputs(model: Recurrence, source: Tensor, strategy: Strategy) -> Sequence[Group]:
+    """The groups of a source that fits the model."""
+    name = model.entering
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be Full(), Chop(distance=...), Exact() or Sampled(...), got {strategy!r}.")
-    if not isinstance(latents, Tensor) or latents.ndim != 5:
-        got = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        image = " For an image pass latents.unsqueeze(2)." if isinstance(latents, Tensor) and latents.ndim == 4 else ""
-        raise ValueError(f"latents must be a tensor [batch, channels, latent_frames, h, w], got {got}.{image}")
-    if latents.shape[1] != decoder.latent_channels:
+    if not isinstance(source, Tensor) or source.ndim != 5:
+        got = list(source.shape) if isinstance(source, Tensor) else type(source).__name__
+        image = f" For an image pass {name}.unsqueeze(2)." if isinstance(source, Tensor) and source.ndim == 4 else ""
+        raise ValueError(f"{name} must be a tensor {model.layout}, got {got}.{image}")
+    if source.shape[1] != model.channels:
         raise ValueError(
-            f"latents have {latents.shape[1]} channels, but this decoder takes {decoder.latent_channels}: pass them as "
-            f"[batch, {decoder.latent_channels}, latent_frames, h, w]; got {list(latents.shape)}."
+            f"{name} have {source.shape[1]} channels, but this {model.part} takes {model.channels}: pass them as "
+            f"{model.layout.replace('channels', str(model.channels))}; got {list(source.shape)}."
         )
-    if not latents.is_floating_point():
-        raise TypeError(f"latents must be floating point, got {latents.dtype}.")
-    decoder.prepare()
-    weight = next(iter(decoder.parameters()))
+    if not source.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {source.dtype}.")
+    model.prepare()
+    weight = next(iter(model.parameters()))
     # Weights that wait on meta are brought by hooks of accelerate, to where they are needed.
-    if latents.device != weight.device and not weight.is_meta:
-        raise ValueError(f"latents are on {latents.device}, but the decoder is on {weight.device}: move one of them.")
-    dtype = getattr(decoder.vae, "dtype", weight.dtype)  # where weights are stored in another, the one they work in
-    if latents.dtype != dtype and not torch.is_autocast_enabled(latents.device.type):
-        raise TypeError(f"latents are {latents.dtype}, but the decoder is {dtype}: cast one of them, or use autocast.")
-    groups = decoder.frame_groups(latents.shape[2])
-    if not latents.numel():
-        raise ValueError(f"latents are empty: {list(latents.shape)}.")
+    if source.device != weight.device and not weight.is_meta:
+        raise ValueError(
+            f"{name} are on {source.device}, but the {model.part} is on {weight.device}: move one of them."
+        )
+    dtype = getattr(model.vae, "dtype", weight.dtype)  # where weights are stored in another, the one they work in
+    if source.dtype != dtype and not torch.is_autocast_enabled(source.device.type):
+        raise TypeError(
+            f"{name} are {source.dtype}, but the {model.part} is {dtype}: cast one of them, or use autocast."
+        )
+    groups = model.groups(source.shape[2])
+    if not source.numel():
+        raise ValueError(f"{name} are empty: {list(source.shape)}.")
     return groups
 
 
-def check_dropout(decoder: CausalDecoder, strategy: Strategy) -> None:
+def check_dropout(model: Recurrence, strategy: Strategy) -> None:
     """For what runs steps more than once."""
-    if any(isinstance(m, _Dropout) and m.training and m.p for m in decoder.vae.modules()):
+    if any(isinstance(m, _Dropout) and m.training and m.p for m in model.vae.modules()):
         raise ValueError(f"{strategy} runs steps twice, and active dropout would differ between them: call vae.eval().")
 
 
-def check_tangent(latents: Tensor) -> None:
+def check_tangent(source: Tensor) -> None:
     """For what is not one graph."""
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(latents).tangent is not None:
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(source).tangent is not None:
         raise TypeError("Forward-mode derivatives need chopgrad.decode(decoder, latents, Full()), which is one graph.")
 
 
-def trained_parameters(decoder: CausalDecoder, latents: Tensor) -> list[nn.Parameter]:
-    """The decoder's parameters that get a gradient; said once where latents get one too."""
-    parameters = [p for p in decoder.parameters() if p.requires_grad]
-    if parameters and latents.requires_grad and torch.is_grad_enabled() and decoder.vae not in _told:
-        _told.add(decoder.vae)
+def trained_parameters(model: Recurrence, source: Tensor, depth: int) -> list[nn.Parameter]:
+    """The model's parameters that get a gradient; said once, to the caller ``depth`` above, where the source gets one
+    too.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if parameters and source.requires_grad and torch.is_grad_enabled() and model.vae not in _told:
+        _told.add(model.vae)
         millions = sum(p.numel() for p in parameters) / 1e6
         warnings.warn(
-            f"{len(parameters)} parameters of the decoder ({millions:.1f} million numbers) get gradients beside the "
-            "latents. If only the latents are meant, freeze it: vae.requires_grad_(False).",
-            stacklevel=4,
+            f"{len(parameters)} parameters of the {model.part} ({millions:.1f} million numbers) get gradients beside "
+            f"the {model.entering}. If only the {model.entering} are meant, freeze it: vae.requires_grad_(False).",
+            stacklevel=depth,
         )
     return parameters
 

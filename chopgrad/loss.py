@@ -68,7 +68,10 @@ def frame_loss(
         raise ValueError(f"context_frames must be an int of at least 0, got {context_frames!r}.")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function; frame_loss(decoder, latents, target, loss_fn) got {loss_fn!r}.")
-    groups = check_inputs(decoder, latents, strategy)
+    if not isinstance(decoder, CausalDecoder):
+        raise TypeError(f"decoder must come from chopgrad.decoder_for(vae), got {type(decoder).__name__}.")
+    check_inputs(decoder, latents, strategy)
+    groups = decoder.frame_groups(latents.shape[2])
     check_tangent(latents)
     if strategy.plan().recompute or decoder.checkpoint not in (None, "auto"):
         check_dropout(decoder, strategy)
@@ -77,7 +80,7 @@ def frame_loss(
     weights = [group.frame_count / count for group in groups]
     if isinstance(strategy, Sampled):
         weights = strategy.weights(weights)
-    parameters = trained_parameters(decoder, latents)
+    parameters = trained_parameters(decoder, latents, depth=4)
     graded = torch.is_grad_enabled()
     swept = graded and (latents.requires_grad or bool(parameters))
     with torch.no_grad(), unshared_weights():
@@ -91,7 +94,7 @@ def frame_loss(
             sweep.decode(losses.see)
             gradients = Gradients(None, [None] * len(parameters))
     total = _total(losses.values, weights)
-    found = [gradients.latents, *gradients.parameters, *losses.others.values()]
+    found = [gradients.source, *gradients.parameters, *losses.others.values()]
     if all(x is None for x in found):
         return total
     return _FrameLoss.apply(total, found, latents, *parameters, *losses.others)

@@ -10,9 +10,9 @@ from torch import nn
 
 from chopgrad.decode import decode
 from chopgrad.decoders import CausalDecoder, decoder_for
-from chopgrad.decoders.base import is_patched
-from chopgrad.decoders.own import bare
 from chopgrad.inputs import check_sampled
+from chopgrad.own import bare
+from chopgrad.recurrence import is_patched
 from chopgrad.strategies import RECOMMENDED, Strategy
 
 

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils._pytree import tree_map_only
 
-from chopgrad.conformance import ConformanceError, check_decoder
 from chopgrad.decoders import WanDecoder
+from chopgrad.testing import ConformanceError, check_decoder
 
 
 class ForgetsItsCache(WanDecoder):

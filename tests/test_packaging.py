@@ -37,7 +37,7 @@ assert chopgrad.__file__.startswith(wheel), chopgrad.__file__
 assert all(hasattr(chopgrad, name) for name in chopgrad.__all__)
 from chopgrad import Chop, Exact, decode, decoder_for, frame_loss, patch
 from chopgrad.__main__ import main
-from chopgrad.conformance import check_decoder
+from chopgrad.testing import check_decoder
 
 vae = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True])
 vae.eval().requires_grad_(False)

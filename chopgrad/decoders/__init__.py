@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from torch import nn
 
 from chopgrad.decoders.base import CausalDecoder, Checkpoint, FrameGroup, State
 from chopgrad.decoders.cogvideox import CogVideoXDecoder
 from chopgrad.decoders.original_wan import OriginalWanDecoder, inner, is_original_wan
-from chopgrad.decoders.own import SINGLE_FILE, bare, check_by_trial, check_source
 from chopgrad.decoders.wan import WanDecoder
+from chopgrad.own import SINGLE_FILE, bare, check_by_trial, check_source
 
 DECODERS: dict[str, type[CausalDecoder]] = {
     "AutoencoderKLWan": WanDecoder,
@@ -17,10 +19,25 @@ DECODERS: dict[str, type[CausalDecoder]] = {
 }
 
 
+def register_decoder(class_name: str, decoder: type[CausalDecoder]) -> None:
+    """Let ``decoder_for`` take VAEs of a class, and of its subclasses.
+
+    Args:
+        class_name: of the VAE.
+        decoder: made as ``decoder(vae, clamp=..., checkpoint=...)``.
+
+    Raises:
+        TypeError: it is no ``CausalDecoder``.
+    """
+    if not (isinstance(decoder, type) and issubclass(decoder, CausalDecoder)):
+        raise TypeError(f"decoder must be a subclass of chopgrad.CausalDecoder, got {decoder!r}.")
+    DECODERS[class_name] = decoder
+
+
 def decoder_for(
     vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = "auto", check: bool = True
 ) -> CausalDecoder:
-    """The recurrence behind a diffusers video VAE.
+    """The recurrence behind a video VAE's decoder.
 
     Args:
         vae: a model of a supported class (``DECODERS``), of a subclass, or a PeftModel or compiled module around one;
@@ -30,7 +47,7 @@ def decoder_for(
             pixels beyond. CogVideoX has none, nor has an original Wan model without the object around it.
         checkpoint: recompute each ``"block"``, each ``"residual"`` unit, or what works ``"frame"`` by frame, in the
             backward pass of every graph through this decoder: less memory, up to one more forward pass, the same
-            gradient (see ``CausalDecoder``). diffusers has none for Wan and Qwen-Image: their cache changes in place.
+            gradient (see ``Recurrence``). diffusers has none for Wan and Qwen-Image: their cache changes in place.
             ``"auto"``: ``"frame"`` where a strategy walks pieces, else nothing.
         check: compare with the VAE's own decode on a tiny latent, and refuse code and hooks of its own that would not
             be called.
@@ -49,18 +66,20 @@ def decoder_for(
     if name is None:
         raise ValueError(
             f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. To add one, "
-            "subclass chopgrad.CausalDecoder and register it in chopgrad.decoders.DECODERS. Wan's VAE is also taken in "
+            "subclass chopgrad.CausalDecoder and pass it to chopgrad.register_decoder. Wan's VAE is also taken in "
             f"the original repositories' classes, or with their weights: {SINGLE_FILE}."
         )
     cls = DECODERS[name]
     if check and cls.package is not None:
-        check_source(vae, cls.package)
+        check_source(vae, cls)
     return _checked(cls(vae, clamp=clamp, checkpoint=checkpoint), check)
 
 
 def _checked(decoder: CausalDecoder, check: bool) -> CausalDecoder:
     if check:
-        decoder.passed_by = check_by_trial(decoder)
+        as_vae = copy(decoder)
+        as_vae.clamp = True
+        decoder.passed_by = check_by_trial(as_vae)
         decoder.prepare()
     return decoder
 
@@ -75,4 +94,5 @@ __all__ = [
     "State",
     "WanDecoder",
     "decoder_for",
+    "register_decoder",
 ]

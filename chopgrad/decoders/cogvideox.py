@@ -82,7 +82,7 @@ class CogVideoXDecoder(CausalDecoder):
 
     def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor) -> Tensor:
         # The norm's second result is a cache of its 1x1x1 convolutions, which need none.
-        return self._recomputed(lambda x, z: activation(norm(x, z)[0]), x, z)
+        return self.recomputed(lambda x, z: activation(norm(x, z)[0]), x, z)
 
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
         decoder = self.vae.decoder

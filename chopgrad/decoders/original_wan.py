@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chopgrad.decoders.base import Checkpoint, is_patched
 from chopgrad.decoders.wan import WanDecoder
+from chopgrad.recurrence import Checkpoint, unpatched
 
 
 class OriginalWanDecoder(WanDecoder):
@@ -64,15 +64,13 @@ class OriginalWanDecoder(WanDecoder):
             ),
         )
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        yield from self.vae.decoder.parameters()
-        yield from self.vae.conv2.parameters()
+    def modules(self) -> list[nn.Module]:
+        return [self.vae.decoder, self.vae.conv2]
 
     def own_decode(self, latents: Tensor) -> Tensor:
         model = self.vae
-        decode = type(model).decode.__get__(model) if is_patched(model) else model.decode
         unscaled = [latents.new_zeros(model.z_dim), latents.new_ones(model.z_dim)]
-        frames = self._finish(decode(latents, unscaled))
+        frames = self.clamped(unpatched(model, "decode")(latents, unscaled))
         model.clear_cache()  # DiffSynth's would keep the last features
         return frames
 

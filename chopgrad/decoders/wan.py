@@ -84,7 +84,7 @@ class WanDecoder(CausalDecoder):
 
     def _activate(self, norm: Any, activation: Any, x: Tensor) -> Tensor:
         # The norm is over channels, in float32 where x is of lower precision: its copies are a piece's largest part.
-        return self._per_frame(lambda x: activation(norm(x)), x)
+        return self.per_frame(lambda x: activation(norm(x)), x)
 
     def _upsample_space(self, resample: Any, features: Features, nothing: None) -> tuple[Features, None]:
         def each(x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class WanDecoder(CausalDecoder):
             images = resample(x.transpose(1, 2).flatten(0, 1))
             return images.unflatten(0, (batch, -1)).transpose(1, 2)
 
-        return (self._per_frame(each, features[0]), *features[1:]), nothing
+        return (self.per_frame(each, features[0]), *features[1:]), nothing
 
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
         decoder = self.named.decoder
@@ -100,7 +100,7 @@ class WanDecoder(CausalDecoder):
         x, cached = _convolve(decoder.conv_out, x, cached)
         if getattr(self.named.config, "patch_size", None) is not None:
             x = unpatchify(x, patch_size=self.named.config.patch_size)
-        return (self._finish(x),), cached
+        return (self.clamped(x),), cached
 
     def denormalize(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents)

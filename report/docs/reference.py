@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ForwardRef
 
 import chopgrad
-from chopgrad import conformance, memory, planner
+from chopgrad import memory, planner, testing
 from suite.command_line import run_main
 from suite.records import ROOT
 
@@ -20,7 +20,7 @@ PARTS: dict[str, list[Any]] = {
     "Strategies": [chopgrad.Full, chopgrad.Exact, chopgrad.Chop, chopgrad.Sampled],
     "Decoders": [chopgrad.decoder_for, chopgrad.CausalDecoder, chopgrad.FrameGroup],
     "Memory": [planner.plan, planner.recommend, planner.Prediction, planner.default_strategies, memory.PeakMemory],
-    "Conformance": [conformance.check_decoder, conformance.ConformanceError],
+    "Conformance": [testing.check_decoder, testing.ConformanceError],
 }
 WITH_METHODS = (chopgrad.PatchHandle, chopgrad.CausalDecoder, memory.PeakMemory)
 RETURNED = (chopgrad.PatchHandle,)  # users do not make one

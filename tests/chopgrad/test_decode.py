@@ -221,10 +221,10 @@ def test_the_parts_add_up_to_the_whole():
     [
         (slice(None, None, 2), TypeError, r"groups must be a slice .* without a step.*got slice\(None, None, 2\)"),
         (slice(None, None, -1), TypeError, "without a step"),
-        (3, TypeError, "groups must be a slice of frame groups.*got 3"),
+        (3, TypeError, "groups must be a slice of groups.*got 3"),
         (range(2), TypeError, r"such as slice\(2, 4\)"),
-        (slice(3, 3), ValueError, r"groups=slice\(3, 3, None\) has none of the 5 frame groups"),
-        (slice(5, None), ValueError, "has none of the 5 frame groups"),
+        (slice(3, 3), ValueError, r"groups=slice\(3, 3, None\) has none of the 5 groups"),
+        (slice(5, None), ValueError, "has none of the 5 groups"),
     ],
 )
 def test_slices_that_are_refused(groups, error, sentence):
@@ -566,8 +566,8 @@ def active_dropout(vae):
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        (replaced_module, RuntimeError, "were replaced between decode and its backward pass"),
-        (replaced_weights, RuntimeError, "were replaced between decode and its backward pass"),
+        (replaced_module, RuntimeError, "were replaced before the backward pass"),
+        (replaced_weights, RuntimeError, "were replaced before the backward pass"),
         (active_dropout, ValueError, "active dropout would differ"),
     ],
 )

@@ -5,9 +5,9 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import chopgrad
-from chopgrad import conformance
-from chopgrad.conformance import ConformanceError, check_decoder
+from chopgrad import testing
 from chopgrad.decoders import WanDecoder
+from chopgrad.testing import ConformanceError, check_decoder
 from tests.models import VAES, build
 
 
@@ -74,6 +74,6 @@ def test_a_wrong_decoder_is_caught(wrong, property_name):
 
 def test_a_tensor_with_the_id_of_one_that_is_gone_is_seen(monkeypatch):
     """As where memory that was freed is taken again at once: there every tensor on a module has the id of the last."""
-    monkeypatch.setattr(conformance, "id", lambda _: 0, raising=False)
+    monkeypatch.setattr(testing, "id", lambda _: 0, raising=False)
     with pytest.raises(ConformanceError, match=r"^purity: step leaves tensors on the model's modules"):
         check_decoder(KeepsTensors(build("wan2.1")))

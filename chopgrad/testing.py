@@ -1,6 +1,6 @@
 """The conformance kit: what every ``CausalDecoder`` must satisfy, as one function to call from a test.
 
-from chopgrad.conformance import check_decoder
+from chopgrad.testing import check_decoder
 check_decoder(MyDecoder(vae))
 """
 

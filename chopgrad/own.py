@@ -1,17 +1,16 @@
-"""What a VAE's own ``decode`` does that a step of ours would pass by without a word: found, and refused."""
+"""What a VAE itself does that a step of ours would pass by without a word: found, and refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from chopgrad.decoders.base import CausalDecoder, is_patched
+from chopgrad.recurrence import Recurrence, is_patched
 
 SPLIT = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 SINGLE_FILE = 'AutoencoderKLWan.from_single_file("Wan2.1_VAE.pth", config=FOLDER)'
@@ -35,7 +34,7 @@ def bare(vae: Any) -> Any:
             return vae
 
 
-def check_source(vae: nn.Module, package: str) -> None:
+def check_source(vae: nn.Module, cls: type[Recurrence]) -> None:
     """Refuse a class from elsewhere, and code of its own in the places that a step does not call.
 
     Raises:
@@ -46,66 +45,85 @@ def check_source(vae: nn.Module, package: str) -> None:
             "The VAE's parameters are sharded (fully_shard): leave it out, a video VAE is small, and shard the module "
             "whose forward calls chopgrad."
         )
-    decoder = getattr(vae, "decoder", None)
-    decoder = getattr(decoder, "_orig_mod", decoder)
-    _refuse_split(decoder, "vae.decoder")
-    for module, name, methods in ((vae, "vae", ("decode", "_decode")), (decoder, "vae.decoder", ("forward",))):
+    part = getattr(vae, cls.part, None)
+    part = getattr(part, "_orig_mod", part)
+    _refuse_split(part, f"vae.{cls.part}")
+    for module, name, methods in ((vae, "vae", cls.own_methods), (part, f"vae.{cls.part}", ("forward",))):
         for method in methods:
             source = _source(module, method)
-            if source is not None and source.split(".")[0] != package:
+            if source is not None and source.split(".")[0] != cls.package:
                 raise ValueError(
-                    f"{name}.{method} is not that of {package} but of {source}, which would not be called: take it "
-                    "off, or write a decoder for it (a subclass of chopgrad.CausalDecoder). For weights in the "
-                    f"original format: {SINGLE_FILE}."
+                    f"{name}.{method} is not that of {cls.package} but of {source}, which would not be called: take it "
+                    f"off, or write {_a(cls.part)} for it (a subclass of chopgrad.Causal{cls.part.title()}). For weights "
+                    f"in the original format: {SINGLE_FILE}."
                 )
 
 
-def check_by_trial(decoder: CausalDecoder) -> list[tuple[str, nn.Module]]:
-    """Decode two groups of 2x2 latents here and by the VAE itself.
+def check_by_trial(ours: Recurrence) -> list[tuple[str, nn.Module]]:
+    """Run two groups of a tiny input here and by the VAE itself.
+
+    Args:
+        ours: with the clamp that the VAE applies.
 
     Returns:
-        Name and module of what the VAE's decode calls and a step does not: hooks on them would not be run.
+        Name and module of what the VAE calls and a step does not: hooks on them would not be run.
 
     Raises:
-        ValueError: the frames differ.
+        ValueError: the results differ.
     """
-    vae = decoder.vae
-    weight = next(iter(decoder.parameters()))
+    vae = ours.vae
+    weight = next(iter(ours.parameters()))
     hooked = hasattr(vae, "_hf_hook")
     if isinstance(weight, FakeTensor) or (weight.is_meta and not hooked):
         return []  # nothing has values
-    count = next(n for n in range(1, 100) if len(decoder.frame_groups(n)) == 2)
-    shape = (1, decoder.latent_channels, count, 2, 2)
-    z = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    ours = copy(decoder)
-    ours.clamp = True
+    length = two_groups(ours)
+    method = f"{type(vae).__name__}.{ours.part.removesuffix('r')}"
+    shape = (1, ours.channels, length, ours.trial_size, ours.trial_size)
+    x = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     with torch.no_grad(), _evaluating(vae), torch.compiler.set_stance("force_eager"):
-        decoder.prepare()
-        weight = next(iter(decoder.parameters()))
+        ours.prepare()
+        weight = next(iter(ours.parameters()))
         device = getattr(vae._hf_hook, "execution_device", "cpu") if weight.is_meta else weight.device
-        z = z.to(device, getattr(vae, "dtype", weight.dtype))
+        x = x.to(device, getattr(vae, "dtype", weight.dtype))
         with _recorded(vae) as called_by_vae:
-            theirs = ours.own_decode(z)
+            theirs = ours.own(x)
         with _recorded(vae) as called_here:
-            frames = ours.decode(z)
-    if frames.shape != theirs.shape:
-        raise ValueError(
-            f"{count} latents decode to {list(frames.shape)} here, but to {list(theirs.shape)} by {type(vae).__name__}."
-            "decode."
-        )
-    difference = ((frames - theirs).norm() / theirs.norm()).item()
-    tolerance = 4 * torch.finfo(z.dtype).eps ** 0.5
+            here = ours.run(x)
+    if here.shape != theirs.shape:
+        raise ValueError(f"{list(shape)} becomes {list(here.shape)} here, but {list(theirs.shape)} by {method}.")
+    difference = ((here - theirs).norm() / theirs.norm()).item()
+    tolerance = 4 * torch.finfo(x.dtype).eps ** 0.5
     if difference > tolerance and bool(theirs.isfinite().all()):
         raise ValueError(
-            f"{type(vae).__name__}.decode gives other frames than this decoder (relative difference {difference:.1e} "
-            "on a tiny latent): something changes what its blocks compute (a hook, a wrapper, an override), and would "
-            "not be called. Take it off, or put it on a convolution or a norm; check=False leaves this test out."
+            f"{method} gives something else than this {ours.part} (relative difference {difference:.1e} on a tiny "
+            "input): something changes what its blocks compute (a hook, a wrapper, an override), and would not be "
+            "called. Take it off, or put it on a convolution or a norm; check=False leaves this test out."
         )
     passed_by = called_by_vae - called_here
     # A compiled module replaces its own forward; what counts is what is inside it.
     return [
         (n, module) for n, module in vae.named_modules() if module in passed_by and not hasattr(module, "_orig_mod")
     ]
+
+
+def two_groups(model: Recurrence) -> int:
+    """The least length that runs in two groups.
+
+    Raises:
+        ValueError: no length up to 256 does; the model's own error where it runs on none.
+    """
+    refused: ValueError | None = None
+    for length in range(1, 257):
+        try:
+            if len(model.groups(length)) == 2:
+                return length
+        except ValueError as error:  # a length that fits no group
+            refused = refused or error
+    raise refused or ValueError(f"{type(model).__name__}: no length up to 256 runs in two groups.")
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _refuse_split(module: Any, name: str) -> None:
@@ -120,7 +138,7 @@ def _source(module: Any, method: str) -> str | None:
     """Where the code of a method comes from; None where there is no such method, or it is ours."""
     own = vars(module).get(method)
     if own is not None:
-        if method == "decode" and is_patched(module):
+        if is_patched(module, method):
             return None
         own = getattr(own, "_torchdynamo_orig_callable", own)
         own = getattr(own, "__func__", own)

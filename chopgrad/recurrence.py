@@ -1,0 +1,247 @@
+"""A video model that runs group by group, each fed with features of the one before: ``y, state = step(x, state)``.
+
+Decoders (``chopgrad.decoders``) and encoders (``chopgrad.encoders``) of video VAEs are such recurrences, and one engine
+differentiates them all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+State = Any
+"""A pytree whose tensor leaves are the causal cache; other leaves (None, markers) pass through untouched."""
+
+Features = tuple[Tensor, ...]
+"""What one piece of a step hands to the next: the main features first, then what a later piece needs (skips)."""
+
+Piece = Callable[[Features, Any], tuple[Features, Any]]
+"""A pure part of a step: ``(features, its slice of the state) -> (features, the slice for the next group)``."""
+
+Blocks = list[list[list[Piece]]]
+"""A model's blocks, each a list of units (a residual block, an attention, an upsampler), each a list of pieces."""
+
+Checkpoint = Literal["auto", "frame", "residual", "block"] | None
+
+
+class Group(Protocol):
+    """One step of the recurrence: which part of the time axis it takes, and which it yields."""
+
+    @property
+    def takes(self) -> slice: ...
+
+    @property
+    def yields(self) -> slice: ...
+
+
+class Recurrence(ABC):
+    """A model as a pure recurrence over groups (arXiv 2603.17812, Sec. 3.1).
+
+    Args:
+        vae: the model, used in place: nothing is copied and no module attribute is changed.
+        checkpoint: recompute parts of a step in the backward pass (non-reentrant checkpointing), in every graph, also
+            without ``frame_loss``; the gradient is the same. ``"block"`` keeps only what enters each resolution level,
+            ``"residual"`` what enters each residual block, attention and resampler: one more forward pass, and less
+            memory for the strategies that keep whole groups. ``"frame"`` recomputes norms, activations and Wan's
+            spatial upsampling, frame by frame unless frames are mixed (CogVideoX's norm): it costs no causal
+            convolution again, lowers the peak of a single piece too, and so goes with ``pieces=True``. ``"auto"``:
+            ``"frame"`` where pieces are walked, else None.
+    """
+
+    package: ClassVar[str | None] = None
+    """Where the VAE's class is expected to come from; None: anywhere."""
+    part: ClassVar[str]
+    """The VAE's submodule that a step runs: "decoder" or "encoder"."""
+    entering: ClassVar[str]
+    """What a step takes, in messages."""
+    layout: ClassVar[str]
+    """Its shape, in messages."""
+    own_methods: ClassVar[tuple[str, ...]] = ()
+    """The VAE's methods that a step stands for: an override of them is refused."""
+    trial_size: int = 2
+    """Height and width of what the trial in ``decoder_for`` and ``encoder_for`` runs on."""
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:
+        if checkpoint not in ("auto", None, "frame", "residual", "block"):
+            raise ValueError(f"checkpoint must be 'auto', 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
+        self.vae: Any = vae  # a diffusers model: its attributes are not typed
+        self.checkpoint = checkpoint
+        self.passed_by: list[tuple[str, nn.Module]] = []
+        """Modules that the VAE itself calls and a step does not, by name: see ``decoder_for``."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Of what ``step`` takes."""
+
+    @abstractmethod
+    def groups(self, length: int) -> Sequence[Group]:
+        """The groups in which so many latents, or frames, are run, in order.
+
+        What they yield tiles the time axis exactly. What they take covers it in order and may overlap: gradients add.
+
+        Raises:
+            ValueError: when the model cannot run on that many.
+        """
+
+    @abstractmethod
+    def own(self, x: Tensor) -> Tensor:
+        """What the VAE itself makes of x, also where it is patched: that of which this is the recurrence."""
+
+    def blocks(self) -> Blocks:
+        """The chain of pure pieces that ``step`` is, from ``(x,)`` to ``(y,)``; the state has a slice for each.
+
+        Small pieces lower the peak of strategies that walk them (``pieces=True``); units and blocks are what
+        ``checkpoint`` recomputes at once. A model that cannot be taken apart overrides ``step`` instead.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} is not composed of pieces: use a strategy without pieces=True, and no checkpoint."
+        )
+
+    def pieces(self) -> list[Piece]:
+        """The pieces of all blocks in order."""
+        return [piece for block in self.blocks() for unit in block for piece in unit]
+
+    def for_pieces(self) -> Self:
+        """The same with what ``checkpoint="auto"`` means where pieces are walked."""
+        if self.checkpoint != "auto":
+            return self
+        walked = copy(self)
+        walked.checkpoint = "frame"
+        return walked
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one group.
+
+        Pure: neither ``state`` nor the model is changed, so a step may be repeated to rebuild its graph.
+
+        Args:
+            x: [batch, channels, what the group takes, h, w]: of a decoder latents in the VAE's own space, of an encoder
+                frames.
+            state: what the step before returned, or ``initial_state()``.
+
+        Returns:
+            What the group yields, [batch, channels, ..., H, W], and the state for the next group.
+        """
+        features: Features = (x,)
+        after: list[Any] = []
+        for segment in self._segments():
+            before = state[len(after) : len(after) + len(segment)]
+            if self.checkpoint in ("residual", "block") and torch.is_grad_enabled():
+                features, new = checkpoint(_run, segment, features, before, use_reentrant=False)
+            else:
+                features, new = _run(segment, features, before)
+            after += new
+        return features[0], tuple(after)
+
+    def _segments(self) -> list[list[Piece]]:
+        """The pieces that are recomputed together: those of a block, of a unit, or all where neither is asked for."""
+        if self.checkpoint == "block":
+            return [[piece for unit in block for piece in unit] for block in self.blocks()]
+        if self.checkpoint == "residual":
+            return [unit for block in self.blocks() for unit in block]
+        return [self.pieces()]
+
+    def recomputed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``function(*inputs)``, run again in the backward pass with ``checkpoint="frame"``."""
+        if self.checkpoint == "frame" and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
+
+    def per_frame(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The same for a function that treats frames alone, which are then run one by one."""
+        if self.checkpoint != "frame":
+            return function(x)
+        return torch.cat([self.recomputed(function, frame) for frame in x.split(1, dim=2)], dim=2)
+
+    def initial_state(self) -> State:
+        """The state before the first group: an empty cache."""
+        return None
+
+    def modules(self) -> list[nn.Module]:
+        """The VAE's modules that ``step`` uses; those whose names say so, unless a subclass knows better.
+
+        ``chopgrad.testing`` compares their parameters with those that a step is seen to use.
+        """
+        names = {"decoder": ("decoder", "post_quant_conv"), "encoder": ("encoder", "quant_conv")}[self.part]
+        found = [getattr(self.vae, name, None) for name in names]
+        return [module for module in found if isinstance(module, nn.Module)]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that ``step`` uses, each once."""
+        yield from {id(p): p for module in self.modules() for p in module.parameters()}.values()
+
+    def prepare(self) -> None:
+        """Before anything runs, as the VAE itself does it: bring offloaded weights to their device.
+
+        Raises:
+            ValueError: the VAE was changed meanwhile in a way that a step would pass by.
+        """
+        self.onload()
+        self.check_windows()
+        check_hooks(self.passed_by)
+
+    def check_windows(self) -> None:
+        """Raises:
+        ValueError: the VAE is set to run in windows or tiles other than those that this recurrence walks.
+        """
+        if getattr(self.vae, "use_tiling", False):
+            raise ValueError(
+                "The VAE tiles (enable_tiling), so that it blends tiles, and gives something else: call "
+                "vae.disable_tiling(). Exact(offload=True, pieces=True) needs less memory than tiles with a gradient."
+            )
+
+    def onload(self) -> None:
+        """Bring weights to their device that a pipeline's ``enable_model_cpu_offload`` keeps elsewhere."""
+        offloading: Any = getattr(self.vae, "_hf_hook", None)  # accelerate's, which only the VAE's own methods call
+        if hasattr(offloading, "pre_forward"):
+            offloading.pre_forward(self.vae)
+
+    def run(self, x: Tensor) -> Tensor:
+        """All groups of x, [batch, channels, length, h, w], in one graph; equals what the VAE itself gives."""
+        self.prepare()
+        state, found = self.initial_state(), []
+        for group in self.groups(x.shape[2]):
+            y, state = self.step(x[:, :, group.takes], state)
+            found.append(y)
+        return torch.cat(found, dim=2)
+
+
+def is_patched(vae: Any, method: str = "decode") -> bool:
+    """Whether ``vae.decode`` is that of ``chopgrad.patch``."""
+    return type(vars(vae).get(method)).__module__ == "chopgrad.patch"
+
+
+def unpatched(vae: Any, method: str) -> Any:
+    """The VAE's own method: not ours, and not compiled."""
+    if is_patched(vae, method):
+        return getattr(type(vae), method).__get__(vae)
+    found = getattr(vae, method)
+    return getattr(found, "_torchdynamo_orig_callable", found)
+
+
+def _run(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> tuple[Features, list[Any]]:
+    after = []
+    for piece, before in zip(pieces, state, strict=True):
+        features, new = piece(features, before)
+        after.append(new)
+    return features, after
+
+
+def check_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
+    """Raises:
+    ValueError: one of these modules has a hook, which would not be run.
+    """
+    for name, module in modules:
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        if any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module):
+            raise ValueError(
+                f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the decoder calls "
+                "the convolutions and norms inside it one by one: remove it, or put it on these."
+            )
