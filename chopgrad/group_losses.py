@@ -59,7 +59,7 @@ class GroupLosses:
             return
         with torch.set_grad_enabled(self.graded):
             since = _sequence_number() if self.graded else 0
-            part = target_part(self.target, self.sweep.groups[i], frames)
+            part = target_part(self.target, self.sweep.groups[i].yields, frames)
             kept = self._kept_for_context(i, frames, part) if self.context_frames else None
             self._current = i
             try:
@@ -119,9 +119,9 @@ class GroupLosses:
             self._reach.ends_at_frames = False
         for (j, x), adjoint in zip(shown, found, strict=False):
             if adjoint is not None:
-                frames = self.sweep.groups[j].frame_count
-                # Of an earlier group the last frames were shown.
-                self.sweep.add_adjoint(j, pad(adjoint, (0, 0, 0, 0, frames - x.shape[2], 0)))
+                yields = self.sweep.groups[j].yields
+                missing = yields.stop - yields.start - x.shape[2]  # of an earlier group the last frames were shown
+                self.sweep.add_adjoint(j, pad(adjoint, (0, 0, 0, 0, missing, 0)))
         for leaf, gradient in zip(leaves, found[len(shown) :], strict=True):
             if gradient is not None:
                 self.others[leaf] = self.others[leaf] + gradient if leaf in self.others else gradient

@@ -54,8 +54,8 @@ def check_source(vae: nn.Module, cls: type[Recurrence]) -> None:
             if source is not None and source.split(".")[0] != cls.package:
                 raise ValueError(
                     f"{name}.{method} is not that of {cls.package} but of {source}, which would not be called: take it "
-                    f"off, or write {_a(cls.part)} for it (a subclass of chopgrad.Causal{cls.part.title()}). For weights "
-                    f"in the original format: {SINGLE_FILE}."
+                    f"off, or write {_a(cls.part)} for it (a subclass of chopgrad.Causal{cls.part.title()}). For "
+                    f"weights in the original format: {SINGLE_FILE}."
                 )
 
 

@@ -47,19 +47,22 @@ def check_target(target: Target, batch: int, latent_frames: int, groups: Sequenc
             raise ValueError(f"target has batch {shape[0]}, but the latents have batch {batch}.")
 
 
-def target_part(target: Target, group: FrameGroup, frames: Tensor) -> Any:
+def target_part(target: Target, at: slice, frames: Tensor) -> Any:
     """The part of the target for a group's frames [batch, 3, frames of the group, H, W].
+
+    Args:
+        at: where these frames are in the video.
 
     A copy, so that the loss may change it, on the frames' device and, where floating point, in their dtype.
     """
     called = callable(target)
-    part = target(group.frames) if called else target
+    part = target(at) if called else target
 
     def place(x: Any) -> Any:
         if not isinstance(x, Tensor | np.ndarray):
             return x
         if not called:
-            x = x[:, :, group.frames]
+            x = x[:, :, at]
         x = torch.as_tensor(x)
         if not x.is_floating_point() and x.dtype != torch.bool and x.shape == frames.shape:
             raise TypeError(
@@ -70,12 +73,12 @@ def target_part(target: Target, group: FrameGroup, frames: Tensor) -> Any:
         return x.to(frames.device, dtype, non_blocking=not called, copy=True)
 
     part = tree_map(place, part)
-    if called and isinstance(part, Tensor) and part.ndim == 5 and part.shape[2] != group.frame_count:
+    if called and isinstance(part, Tensor) and part.ndim == 5 and part.shape[2] != at.stop - at.start:
         raise ValueError(
-            f"target for frames {group.frames.start} to {group.frames.stop - 1} has shape {list(part.shape)}, but "
-            f"these are {group.frame_count} frames."
+            f"target for frames {at.start} to {at.stop - 1} has shape {list(part.shape)}, but "
+            f"these are {at.stop - at.start} frames."
         )
-    if group.frames.start == 0:
+    if at.start == 0:
         _tell_range(part, frames)
     return part
 

@@ -14,7 +14,7 @@ from tests.models import twin
 
 class Pairwise:
     def __init__(self, vae, latents, target, loss_fn, context_frames=0, clamp=True):
-        self.groups = chopgrad.decoder_for(vae).frame_groups(latents.shape[2])
+        self.groups, self.latents = chopgrad.decoder_for(vae).frame_groups(latents.shape[2]), latents.detach()
         self.copies = [twin(vae) for _ in self.groups]
         decoders = [chopgrad.decoder_for(v, clamp=clamp, check=False) for v in self.copies]
         zs = [latents[:, :, g.latents].clone().requires_grad_() for g in self.groups]
@@ -48,15 +48,15 @@ class Pairwise:
         count = len(self.groups)
         block = getattr(strategy, "block", count)
         distance = getattr(strategy, "distance", 0)
-        latents = []
+        latents = torch.zeros_like(self.latents)
         parameters = [0.0] * self.names
         for j in range(count):
             last = (j // block + 1) * block - 1 + distance
             kept = [i for i in range(j, count) if i <= last]
-            latents.append(sum(self.dz[i][j] for i in kept))
+            latents[:, :, self.groups[j].latents] += sum(self.dz[i][j] for i in kept)  # groups may overlap
             for k in range(self.names):
                 parameters[k] = parameters[k] + sum(self.dtheta[i][j][k] for i in kept)
-        return torch.cat(latents, dim=2), parameters
+        return latents, parameters
 
 
 class PairwiseAdjoint(torch.autograd.Function):

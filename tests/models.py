@@ -40,6 +40,8 @@ def _cogvideox() -> nn.Module:
 
 
 VAES = {"wan2.1": _wan21, "wan2.2": _wan22, "qwen": _qwen, "cogvideox": _cogvideox}
+MORE = {}
+"""The other supported classes: ``tests/chopgrad/test_every_decoder.py`` runs over them."""
 
 
 class KeepDtypeUpsample(nn.Upsample):
@@ -81,7 +83,7 @@ def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Mo
 @cache
 def _built(name: str, dtype: torch.dtype, seed: int) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(seed)
-    vae = VAES[name]()
+    vae = (VAES | MORE)[name]()
     with torch.no_grad():
         for p in vae.parameters():
             p.add_(0.1 * torch.randn_like(p))
