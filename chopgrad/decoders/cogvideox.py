@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
+from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.pieces.cogvideox import residual
 
 
 class CogVideoXDecoder(CausalDecoder):
@@ -44,9 +45,9 @@ class CogVideoXDecoder(CausalDecoder):
 
     def blocks(self) -> Blocks:
         decoder = self.vae.decoder
-        blocks: Blocks = [[[self._entry]], [self._residual(block) for block in decoder.mid_block.resnets]]
+        blocks: Blocks = [[[self._entry]], [residual(block, self._activate) for block in decoder.mid_block.resnets]]
         for up in decoder.up_blocks:
-            units = [self._residual(block) for block in up.resnets]
+            units = [residual(block, self._activate) for block in up.resnets]
             units += [[partial(_upsample, upsampler)] for upsampler in up.upsamplers or []]
             blocks.append(units)
         return [*blocks, [[self._head]]]
@@ -57,28 +58,6 @@ class CogVideoXDecoder(CausalDecoder):
             z = self.vae.post_quant_conv(z)
         x, cached = self.vae.decoder.conv_in(z, conv_cache=cached)
         return (x, z), cached
-
-    def _residual(self, block: Any) -> list[Piece]:
-        """A residual block as two pieces; its input travels beside the features to the second."""
-
-        def first(features: Features, cached: Any) -> tuple[Features, Any]:
-            x, z = features
-            y, cached = block.conv1(self._activate(block.norm1, block.nonlinearity, x, z), conv_cache=cached)
-            return (y, x, z), cached
-
-        def second(features: Features, cached: Any) -> tuple[Features, Any]:
-            y, x, z = features
-            of_y, of_shortcut = cached if cached is not None else (None, None)
-            y = block.dropout(self._activate(block.norm2, block.nonlinearity, y, z))
-            y, of_y = block.conv2(y, conv_cache=of_y)
-            if block.in_channels != block.out_channels:
-                if block.use_conv_shortcut:
-                    x, of_shortcut = block.conv_shortcut(x, conv_cache=of_shortcut)
-                else:
-                    x = block.conv_shortcut(x)
-            return (y + x, z), (of_y, of_shortcut)
-
-        return [first, second]
 
     def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor) -> Tensor:
         # The norm's second result is a cache of its 1x1x1 convolutions, which need none.

@@ -9,9 +9,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
-from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
-
-CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks back at two
+from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.pieces.wan import CACHED_FRAMES, activate, convolve, fork, middle, resample_space, residual
 
 
 class WanDecoder(CausalDecoder):
@@ -45,59 +44,27 @@ class WanDecoder(CausalDecoder):
 
     def blocks(self) -> Blocks:
         decoder = self.named.decoder
-        middle = [self._residual(decoder.mid_block.resnets[0])]
-        for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
-            middle += [[partial(_attend, attention)], self._residual(block)]
-        blocks: Blocks = [[[self._entry]], middle]
+        blocks: Blocks = [[[self._entry]], middle(self, decoder.mid_block)]
         for up in decoder.up_blocks:
             shortcut = getattr(up, "avg_shortcut", None)
             upsampler = up.upsampler if hasattr(up, "upsampler") else up.upsamplers and up.upsamplers[0]
-            units = [self._residual(block) for block in up.resnets]
+            units = [residual(self, block) for block in up.resnets]
             if upsampler is not None:
                 in_time = [partial(_upsample_time, upsampler)] if upsampler.mode == "upsample3d" else []
-                units.append([*in_time, partial(self._upsample_space, upsampler.resample)])
+                units.append([*in_time, partial(resample_space, self, upsampler.resample)])
             if shortcut is not None:
-                units = [[_fork], *units, [partial(_join, shortcut)]]
+                units = [[fork], *units, [partial(_join, shortcut)]]
             blocks.append(units)
         return [*blocks, [[self._head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
-        x, cached = _convolve(self.named.decoder.conv_in, self.named.post_quant_conv(features[0]), cached)
+        x, cached = convolve(self.named.decoder.conv_in, self.named.post_quant_conv(features[0]), cached)
         return (x,), cached
-
-    def _residual(self, block: Any) -> list[Piece]:
-        """A residual block as two pieces; its input travels beside the features to the second."""
-
-        def first(features: Features, cached: Any) -> tuple[Features, Any]:
-            x, *rest = features
-            y, cached = _convolve(block.conv1, self._activate(block.norm1, block.nonlinearity, x), cached)
-            return (y, x, *rest), cached
-
-        def second(features: Features, cached: Any) -> tuple[Features, Any]:
-            y, x, *rest = features
-            y, cached = _convolve(
-                block.conv2, block.dropout(self._activate(block.norm2, block.nonlinearity, y)), cached
-            )
-            return (y + block.conv_shortcut(x), *rest), cached
-
-        return [first, second]
-
-    def _activate(self, norm: Any, activation: Any, x: Tensor) -> Tensor:
-        # The norm is over channels, in float32 where x is of lower precision: its copies are a piece's largest part.
-        return self.per_frame(lambda x: activation(norm(x)), x)
-
-    def _upsample_space(self, resample: Any, features: Features, nothing: None) -> tuple[Features, None]:
-        def each(x: Tensor) -> Tensor:
-            batch = x.shape[0]
-            images = resample(x.transpose(1, 2).flatten(0, 1))
-            return images.unflatten(0, (batch, -1)).transpose(1, 2)
-
-        return (self.per_frame(each, features[0]), *features[1:]), nothing
 
     def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
         decoder = self.named.decoder
-        x = self._activate(decoder.norm_out, decoder.nonlinearity, features[0])
-        x, cached = _convolve(decoder.conv_out, x, cached)
+        x = activate(self, decoder.norm_out, decoder.nonlinearity, features[0])
+        x, cached = convolve(decoder.conv_out, x, cached)
         if getattr(self.named.config, "patch_size", None) is not None:
             x = unpatchify(x, patch_size=self.named.config.patch_size)
         return (self.clamped(x),), cached
@@ -116,34 +83,16 @@ class WanDecoder(CausalDecoder):
         return mean, std
 
 
-def _convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A causal convolution, and the last frames of its input for the next group."""
-    kept = x[:, :, -CACHED_FRAMES:]
-    if kept.shape[2] < CACHED_FRAMES and cached is not None:
-        kept = torch.cat([cached[:, :, -1:], kept], dim=2)
-    elif kept.shape[2] < x.shape[2]:
-        kept = kept.clone()  # so that the rest of x is not kept alive
-    return convolution(x, cached), kept
-
-
-def _attend(attention: Any, features: Features, nothing: None) -> tuple[Features, None]:
-    return (attention(features[0]), *features[1:]), nothing
-
-
 def _upsample_time(upsampler: Any, features: Features, cached: Any) -> tuple[Features, Any]:
     """Two frames out of each; the first latent of a video stays one frame and leaves the mark "Rep"."""
     x, *rest = features
     if cached is None:
         return features, "Rep"
-    x, kept = _convolve(upsampler.time_conv, x, cached if isinstance(cached, Tensor) else None)
+    x, kept = convolve(upsampler.time_conv, x, cached if isinstance(cached, Tensor) else None)
     if kept.shape[2] < CACHED_FRAMES:
         kept = torch.cat([torch.zeros_like(kept), kept], dim=2)  # as from now on, so that all later groups are alike
     even, odd = x.chunk(2, dim=1)
     return (torch.stack([even, odd], dim=3).flatten(2, 3), *rest), kept
-
-
-def _fork(features: Features, nothing: None) -> tuple[Features, None]:
-    return (features[0], features[0]), nothing
 
 
 def _join(shortcut: Any, features: Features, seen: Any) -> tuple[Features, Any]:

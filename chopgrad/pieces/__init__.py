@@ -1,0 +1,1 @@
+"""Pieces of steps that a VAE's decoder and its encoder have in common."""
