@@ -60,7 +60,7 @@ class Recurrence(ABC):
     """The VAE's submodule that a step runs: "decoder" or "encoder"."""
     entering: ClassVar[str]
     """What a step takes, in messages."""
-    layout: ClassVar[str]
+    layout: str
     """Its shape, in messages."""
     own_methods: ClassVar[tuple[str, ...]] = ()
     """The VAE's methods that a step stands for: an override of them is refused."""
@@ -134,9 +134,9 @@ class Recurrence(ABC):
         for segment in self._segments():
             before = state[len(after) : len(after) + len(segment)]
             if self.checkpoint in ("residual", "block") and torch.is_grad_enabled():
-                features, new = checkpoint(_run, segment, features, before, use_reentrant=False)
+                features, new = checkpoint(walk, segment, features, before, use_reentrant=False)
             else:
-                features, new = _run(segment, features, before)
+                features, new = walk(segment, features, before)
             after += new
         return features[0], tuple(after)
 
@@ -185,7 +185,7 @@ class Recurrence(ABC):
         """
         self.onload()
         self.check_windows()
-        check_hooks(self.passed_by)
+        check_hooks(self.passed_by, self.part)
 
     def check_windows(self) -> None:
         """Raises:
@@ -226,7 +226,8 @@ def unpatched(vae: Any, method: str) -> Any:
     return getattr(found, "_torchdynamo_orig_callable", found)
 
 
-def _run(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> tuple[Features, list[Any]]:
+def walk(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> tuple[Features, list[Any]]:
+    """Pieces one after the other: what the last one hands out, and the state's slices for the next group."""
     after = []
     for piece, before in zip(pieces, state, strict=True):
         features, new = piece(features, before)
@@ -234,7 +235,7 @@ def _run(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> t
     return features, after
 
 
-def check_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
+def check_hooks(modules: Sequence[tuple[str, nn.Module]], part: str) -> None:
     """Raises:
     ValueError: one of these modules has a hook, which would not be run.
     """
@@ -242,6 +243,6 @@ def check_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
         kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
         if any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module):
             raise ValueError(
-                f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the decoder calls "
+                f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the {part} calls "
                 "the convolutions and norms inside it one by one: remove it, or put it on these."
             )

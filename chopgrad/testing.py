@@ -1,4 +1,4 @@
-"""The conformance kit: what every ``CausalDecoder`` must satisfy, as one function to call from a test.
+"""The conformance kit: what every recurrence must satisfy, as one function to call from a test.
 
 from chopgrad.testing import check_decoder
 check_decoder(MyDecoder(vae))
@@ -6,7 +6,11 @@ check_decoder(MyDecoder(vae))
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,122 +18,333 @@ from torch.utils._pytree import tree_leaves
 
 from chopgrad.decoders.base import CausalDecoder
 from chopgrad.loss import frame_loss
-from chopgrad.strategies import Chop, Exact, Full
+from chopgrad.own import two_groups
+from chopgrad.recurrence import Recurrence, walk
+from chopgrad.strategies import Chop, Exact, Full, Strategy
+from chopgrad.whole import run_whole
 
 
 class ConformanceError(AssertionError):
-    """A decoder breaks one of the properties that the engine relies on."""
+    """A decoder or encoder breaks one of the properties that the engine relies on; the message names what to mend."""
 
 
 def check_decoder(
-    decoder: CausalDecoder, latent_frames: int = 4, size: int = 2, batch: int = 1, tolerance: float | None = None
+    decoder: CausalDecoder,
+    latent_frames: int | None = None,
+    size: int | None = None,
+    batch: int = 2,
+    tolerance: float | None = None,
 ) -> dict[str, float]:
     """Check a decoder on random latents, with the weights that it has.
 
-    Use a small random model in float64, where the default tolerance tells a wrong cache from rounding.
+    Use a small random model in float64, where the default tolerance tells a wrong cache from rounding. Frames, and the
+    gradients of latents and of every weight, must be those of the VAE's own decode under plain back-propagation, for
+    strategies that keep graphs, rebuild them, walk pieces or offload, and for each ``checkpoint``.
 
     Args:
         decoder: the recurrence under test, with the clamp that the VAE's own decode applies.
-        latent_frames: the longest sequence tried; every shorter one is tried too.
-        size: height and width of the latents.
+        latent_frames: the longest sequence tried; every shorter one that the decoder takes is tried too. Default: what
+            decodes in three groups, at least 4.
+        size: height and width of the latents. Default: the decoder's ``trial_size``.
+        batch: of the longest sequence.
         tolerance: relative; default 2^16 times the resolution of the decoder's dtype.
 
     Returns:
         The largest relative difference seen per property.
 
     Raises:
-        ConformanceError: names the property that does not hold, and by how much.
+        ConformanceError: names the property that does not hold, by how much, and the method to mend.
 
-    Cost: a few decodes and backward passes of ``latent_frames`` latents, whole graphs in memory.
+    Cost: some tens of decodes and backward passes of ``latent_frames`` latents, whole graphs in memory.
     """
-    weight = next(decoder.parameters())
-    tolerance = tolerance or 2**16 * torch.finfo(weight.dtype).eps
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, decoder.latent_channels, latent_frames, size, size)
-    latents = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight)
-    differences: dict[str, float] = {}
-
-    def require(name: str, difference: float, meaning: str) -> None:
-        differences[name] = max(differences.get(name, 0.0), difference)
-        if not difference <= tolerance:
-            raise ConformanceError(
-                f"{name}: {meaning} (relative difference {difference:.1e}, allowed {tolerance:.1e})."
-            )
-
-    for count in range(1, latent_frames + 1):
-        _check_groups(decoder, count)
-        with torch.no_grad():
-            ours, theirs = decoder.decode(latents[:, :, :count]), decoder.own_decode(latents[:, :, :count])
-        if ours.shape != theirs.shape:
-            raise ConformanceError(
-                f"frame count: {count} latents give {list(ours.shape)} here, {list(theirs.shape)} by the VAE's decode."
-            )
-        require(
-            "forward", _difference(ours, theirs), f"{count} latents decode to other frames than by the VAE's own decode"
-        )
-    _check_purity(decoder, latents)
-    require(
+    found = _Check(decoder, latent_frames, size, batch, tolerance)
+    found.run()
+    latents = found.source
+    found.require(
         "normalisation",
         _difference(decoder.denormalize(decoder.normalize(latents)), latents),
-        "denormalize does not invert normalize",
+        "denormalize does not invert normalize: mend one of them",
     )
-    with torch.no_grad():
-        target = torch.randn(decoder.decode(latents).shape, generator=generator, dtype=torch.float64).to(weight)
-    leaf = latents.clone().requires_grad_()
-    # Through the VAE's own decode, so that a step that cuts the graph between groups is noticed.
-    plain = torch.autograd.grad((decoder.own_decode(leaf) - target).square().mean(), leaf)[0]
-    for strategy in (Full(), Exact(), Chop(latent_frames)):
-        gradient = _gradient(decoder, latents, target, strategy)
-        require("exact gradient", _difference(gradient, plain), f"{strategy} differs from ordinary back-propagation")
-    kept, rebuilt = (_gradient(decoder, latents, target, Chop(1, recompute=r)) for r in (False, True))
-    require("recomputation", _difference(rebuilt, kept), "a repeated step gives another gradient than the first")
-    return differences
+    target = torch.randn(found.plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(latents)
+    for strategy in (Exact(), Chop(len(decoder.frame_groups(latents.shape[2])))):
+        leaf = latents.clone().requires_grad_()
+        expected = torch.autograd.grad((decoder.own_decode(leaf) - target).square().mean(), leaf)[0]
+        loss = frame_loss(decoder, leaf, target, torch.nn.functional.mse_loss, strategy)
+        difference = _difference(torch.autograd.grad(loss, leaf)[0], expected)
+        found.require(
+            "streamed loss", difference, f"frame_loss with {strategy} has another gradient: mend frame_groups"
+        )
+    return found.differences
 
 
-def _gradient(decoder: CausalDecoder, latents: Tensor, target: Tensor, strategy: Full | Chop | Exact) -> Tensor:
-    leaf = latents.clone().requires_grad_()
-    loss = frame_loss(decoder, leaf, target, torch.nn.functional.mse_loss, strategy)
-    return torch.autograd.grad(loss, leaf)[0]
+class _Check:
+    """All properties that decoders and encoders share."""
+
+    def __init__(
+        self, model: Recurrence, length: int | None, size: int | None, batch: int, tolerance: float | None
+    ) -> None:
+        try:
+            weight = next(model.parameters())
+        except StopIteration:
+            raise ConformanceError(
+                "parameters: there are none. Let modules() return the VAE's modules that a step calls."
+            ) from None
+        self.model = model
+        self.length = length or max(4, _longest(model))
+        self.tolerance = tolerance or 2**16 * torch.finfo(weight.dtype).eps
+        self.differences: dict[str, float] = {}
+        size = size or model.trial_size
+        shape = (batch, model.channels, self.length, size, size)
+        self.source = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight)
+        with torch.no_grad():
+            self.plain = model.own(self.source)
+        self.adjoint = torch.randn(
+            self.plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        ).to(weight)
+
+    def require(self, name: str, difference: float, meaning: str) -> None:
+        self.differences[name] = max(self.differences.get(name, 0.0), difference)
+        if not difference <= self.tolerance:
+            raise ConformanceError(
+                f"{name}: {meaning} (relative difference {difference:.1e}, allowed {self.tolerance:.1e})."
+            )
+
+    def run(self) -> None:
+        self.forward()
+        self.pieces()
+        self.purity()
+        self.samples()
+        self.gradients()
+        self.checkpoints()
+
+    def forward(self) -> None:
+        model, taken = self.model, 0
+        for length in range(1, self.length + 1):
+            try:
+                self.groups(length)
+            except ValueError:  # of this length the model says that it cannot be run
+                continue
+            taken += 1
+            x = self.source[:1, :, :length]
+            with torch.no_grad():
+                ours, theirs = model.run(x), model.own(x)
+            if ours.shape != theirs.shape:
+                raise ConformanceError(
+                    f"shape: {length} {model.entering} give {list(ours.shape)} here, {list(theirs.shape)} by the VAE's "
+                    f"own {_verb(model)}: mend the groups, or step."
+                )
+            self.require(
+                "forward",
+                _difference(ours, theirs),
+                f"{length} {model.entering} give something else than the VAE's own {_verb(model)}: mend blocks() or "
+                "step, and what they keep in the state",
+            )
+        if not taken:
+            raise ConformanceError(f"groups: no length up to {self.length} is taken.")
+
+    def groups(self, length: int) -> None:
+        """What is taken covers the source in order; what is yielded tiles the result."""
+        name = "frame_groups" if isinstance(self.model, CausalDecoder) else "latent_groups"
+        covered = begun = end = 0
+        for group in self.model.groups(length):
+            takes, yields = group.takes, group.yields
+            in_order = begun <= takes.start <= covered < takes.stop
+            if not in_order or yields.start != end or yields.stop <= yields.start:
+                raise ConformanceError(
+                    f"groups: those of {length} {self.model.entering} must cover them in order, and tile what they "
+                    f"yield: mend {name}, whose {group} does not fit."
+                )
+            begun, covered, end = takes.start, takes.stop, yields.stop
+        if covered != length:
+            raise ConformanceError(
+                f"groups: those of {length} {self.model.entering} cover {covered} of them: mend {name}."
+            )
+
+    def pieces(self) -> None:
+        """The pieces, one after the other, are a step."""
+        model = self.model
+        if not _is_composed(model):
+            return
+        state = model.initial_state()
+        pieces = model.pieces()
+        if not isinstance(state, list | tuple) or len(state) != len(pieces):
+            raise ConformanceError(
+                f"pieces: there are {len(pieces)}, so initial_state() must be a tuple of as many slices, got {state!r}."
+            )
+        for group in model.groups(self.length):
+            x = self.source[:, :, group.takes]
+            with torch.no_grad():
+                y, after = model.step(x, state)
+                features, by_pieces = walk(pieces, (x,), state)
+            self.require("pieces", _difference(features[0], y), "step gives something else than blocks(): mend step")
+            kept, other = (tree_leaves(s) for s in (after, by_pieces))
+            if len(kept) != len(other):
+                raise ConformanceError("pieces: step and blocks() keep another state: mend step.")
+            for a, b in zip(kept, other, strict=True):
+                if isinstance(a, Tensor):
+                    self.require("pieces", _difference(b, a), "step and blocks() keep another state: mend step")
+            state = after
+
+    def purity(self) -> None:
+        model = self.model
+        before = list(_tensors_on_modules(model))  # held, so that no new tensor can have the id of one of them
+        weights = [(name, x, x._version) for name, x in _named(model) if not x.is_inference()]
+        state = model.initial_state()
+        for group in model.groups(self.length):
+            x = self.source[:, :, group.takes]
+            copies = [s.clone() for s in tree_leaves(state) if isinstance(s, Tensor)]
+            with torch.no_grad():
+                first, after = model.step(x, state)
+                again, _ = model.step(x, state)
+            kept = [s for s in tree_leaves(state) if isinstance(s, Tensor)]
+            if not torch.equal(first, again) or any(not torch.equal(a, b) for a, b in zip(copies, kept, strict=True)):
+                raise ConformanceError(
+                    f"purity: the step that takes {group.takes} changes its state, or differs when repeated. Change "
+                    "nothing in place in step or blocks(); in a cache that the VAE changes, pass a copy."
+                )
+            state = after
+        if any(all(x is not y for y in before) for x in _tensors_on_modules(model)):
+            raise ConformanceError(
+                "purity: step leaves tensors on the model's modules; all memory must be in the state that it returns."
+            )
+        changed = next((name for name, x, version in weights if x._version != version), None)
+        if changed is not None:
+            raise ConformanceError(f"purity: step changes '{changed}' of the VAE, whose weights and buffers must stay.")
+
+    def samples(self) -> None:
+        with torch.no_grad():
+            alone = torch.cat([self.model.run(x) for x in self.source.split(1)])
+            together = self.model.run(self.source)
+        self.require("samples", _difference(together, alone), "samples of a batch mix: mend the state's batch axis")
+
+    def gradients(self) -> None:
+        model, count = self.model, len(self.model.groups(self.length))
+        names = {id(p): name for name, p in model.vae.named_parameters()}
+        with _training(model):
+            # Through the VAE's own method, so that a step that cuts the graph between groups is noticed.
+            every = [p for p in model.vae.parameters() if p.is_floating_point()]
+            plain = dict(zip(map(id, every), self._gradient(model.own, every)[1], strict=True))
+            listed = list(model.parameters())
+            known = {id(p) for p in listed}
+            left_out = [names[key] for key, g in plain.items() if g is not None and key not in known]
+            if left_out:
+                raise ConformanceError(
+                    f"parameters: {', '.join(left_out[:3])}{' and more' * (len(left_out) > 3)} get a gradient by plain "
+                    "back-propagation, but parameters() leaves them out: let modules() return the modules of a step."
+                )
+            of_source = self._gradient(model.own, [])[0]
+            strategies: list[Strategy] = [
+                Full(),
+                Exact(every=2),
+                Exact(offload=True),
+                Chop(count),
+                Chop(count, block=2),
+            ]
+            strategies += [Chop(count, block=2, recompute=True)]
+            if _is_composed(model):
+                strategies += [Exact(pieces=True), Exact(offload=True, pieces=True, every=2)]
+                strategies += [Chop(count, block=2, recompute=True, pieces=True)]
+            for strategy in strategies:
+                got, of_parameters = self._gradient(_by(model, strategy), listed)
+                where = "blocks()" if strategy.plan().pieces else "step"
+                self.require(
+                    "exact gradient",
+                    _difference(got, of_source),
+                    f"with {strategy} that of {model.entering} differs from ordinary back-propagation: mend {where}; "
+                    "is something detached, or kept outside the state?",
+                )
+                scale = max((g.norm().item() for g in of_parameters if g is not None), default=1.0)
+                for p, g in zip(listed, of_parameters, strict=True):
+                    expected = plain.get(id(p))
+                    zero = torch.zeros_like(p)
+                    a, b = (zero if x is None else x for x in (g, expected))
+                    self.require(
+                        "exact gradient of weights",
+                        ((a - b).norm() / max(b.norm().item(), 1e-4 * scale)).item(),
+                        f"with {strategy} that of '{names.get(id(p), '?')}' differs from ordinary back-propagation: "
+                        f"mend {where}",
+                    )
+        kept, rebuilt = (self._gradient(_by(model, Chop(1, recompute=r)), [])[0] for r in (False, True))
+        self.require(
+            "recomputation",
+            _difference(rebuilt, kept),
+            "a step that is repeated has another gradient than the first: mend it",
+        )
+
+    def checkpoints(self) -> None:
+        if not _is_composed(self.model):
+            return
+        expected = self._gradient(self.model.own, [])[0]
+        for mode in ("frame", "residual", "block"):
+            model = copy(self.model)
+            model.checkpoint = mode  # type: ignore[assignment]
+            for strategy in (Full(), Exact(pieces=True)):
+                self.require(
+                    "checkpoint",
+                    _difference(self._gradient(_by(model, strategy), [])[0], expected),
+                    f"checkpoint='{mode}' with {strategy} has another gradient: mend what blocks() closes over, or "
+                    "what it passes to recomputed() and per_frame()",
+                )
+
+    def _gradient(self, run: Callable[[Tensor], Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, list[Any]]:
+        leaf = self.source.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # parameters get gradients, too
+            value = (run(leaf) * self.adjoint).sum()
+        if not value.requires_grad:
+            raise ConformanceError("exact gradient: nothing reaches the source: is something in step detached?")
+        found = torch.autograd.grad(value, [leaf, *parameters], allow_unused=True)
+        return torch.zeros_like(leaf) if found[0] is None else found[0], list(found[1:])
+
+
+def _by(model: Recurrence, strategy: Strategy) -> Callable[[Tensor], Tensor]:
+    return lambda x: run_whole(model, x, strategy)
+
+
+def _verb(model: Recurrence) -> str:
+    return "decode" if model.part == "decoder" else "encode"
+
+
+def _longest(model: Recurrence) -> int:
+    """What runs in three groups."""
+    two = two_groups(model)
+    for length in range(two, 4 * two + 8):
+        try:
+            if len(model.groups(length)) == 3:
+                return length
+        except ValueError:
+            continue
+    return two
+
+
+def _is_composed(model: Recurrence) -> bool:
+    return type(model).blocks is not Recurrence.blocks
+
+
+@contextmanager
+def _training(model: Recurrence) -> Iterator[None]:
+    """All weights require a gradient."""
+    frozen = [p for p in model.vae.parameters() if p.is_floating_point() and not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).norm() / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)).item()
 
 
-def _check_groups(decoder: CausalDecoder, count: int) -> None:
-    latent = frame = 0
-    for group in decoder.frame_groups(count):
-        if group.latents.start != latent or group.frames.start != frame or group.frame_count < 1:
-            raise ConformanceError(
-                f"frame groups: those of {count} latents do not tile latents and frames in order: {group}."
-            )
-        latent, frame = group.latents.stop, group.frames.stop
-    if latent != count:
-        raise ConformanceError(f"frame groups: those of {count} latents cover {latent} latents.")
+def _named(model: Recurrence) -> Iterator[tuple[str, Tensor]]:
+    yield from model.vae.named_parameters()
+    yield from model.vae.named_buffers()
 
 
-def _check_purity(decoder: CausalDecoder, latents: Tensor) -> None:
-    before = list(_tensors_on_modules(decoder))  # held, so that no new tensor can have the id of one of them
-    groups = decoder.frame_groups(latents.shape[2])
-    state = decoder.initial_state()
-    for group in groups:
-        z = latents[:, :, group.latents]
-        copies = [x.clone() for x in tree_leaves(state) if isinstance(x, Tensor)]
-        with torch.no_grad():
-            first, after = decoder.step(z, state)
-            again, _ = decoder.step(z, state)
-        kept = [x for x in tree_leaves(state) if isinstance(x, Tensor)]
-        if not torch.equal(first, again) or any(not torch.equal(a, b) for a, b in zip(copies, kept, strict=True)):
-            raise ConformanceError(
-                f"purity: step at latents {group.latents} changes its state, or differs when repeated."
-            )
-        state = after
-    if any(all(x is not y for y in before) for x in _tensors_on_modules(decoder)):
-        raise ConformanceError("purity: step leaves tensors on the model's modules; all memory must be in the state.")
-
-
-def _tensors_on_modules(decoder: CausalDecoder) -> Iterator[Tensor]:
+def _tensors_on_modules(model: Recurrence) -> Iterator[Tensor]:
     """Tensors that modules hold besides parameters and buffers: where hidden caches live."""
-    for module in decoder.vae.modules():
+    for module in model.vae.modules():
         own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
         yield from (x for x in tree_leaves(own) if isinstance(x, Tensor))
