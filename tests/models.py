@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from functools import cache
 
+import diffusers
 import torch
-from diffusers import AutoencoderKLCogVideoX, AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLMagvit, AutoencoderKLQwenImage, AutoencoderKLWan
 from torch import nn
 
 
@@ -39,13 +40,53 @@ def _cogvideox() -> nn.Module:
     )  # fmt: skip
 
 
+def _magvit() -> nn.Module:
+    return AutoencoderKLMagvit(
+        block_out_channels=[4, 4, 8, 8], latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )  # fmt: skip
+
+
+def _magvit_in_threes() -> nn.Module:
+    """With norms over a whole group, interpolation in time, and three latents per group."""
+    vae = AutoencoderKLMagvit(
+        block_out_channels=[4, 8, 8], latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        spatial_group_norm=False, down_block_types=["SpatialDownBlock3D"] + ["SpatialTemporalDownBlock3D"] * 2,
+        up_block_types=["SpatialUpBlock3D"] + ["SpatialTemporalUpBlock3D"] * 2,
+    )  # fmt: skip
+    vae.num_latent_frames_batch_size = 3
+    return vae
+
+
+def _kvae() -> nn.Module:
+    # Its norms have 32 groups.
+    return diffusers.AutoencoderKLKVAEVideo(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
+
+
+def _kandinsky6() -> nn.Module:
+    return diffusers.Kandinsky6SRVAE(
+        latent_channels=4, encoder_block_out_channels=(4, 4, 4, 8), decoder_block_out_channels=(4, 4, 8, 8),
+        layers_per_block=1,
+    )  # fmt: skip
+
+
 VAES = {"wan2.1": _wan21, "wan2.2": _wan22, "qwen": _qwen, "cogvideox": _cogvideox}
-MORE = {}
+MORE = {"magvit": _magvit, "magvit, three latents": _magvit_in_threes}
 """The other supported classes: ``tests/chopgrad/test_every_decoder.py`` runs over them."""
+if hasattr(diffusers, "AutoencoderKLKVAEVideo"):
+    MORE["kvae"] = _kvae
+if hasattr(diffusers, "Kandinsky6SRVAE"):
+    MORE["kandinsky6"] = _kandinsky6
 
 
 class KeepDtypeUpsample(nn.Upsample):
     """Upstream's upsampler without its cast to float32, so that a float64 model is float64 throughout."""
+
+
+class KeepDtypeRMSNorm(nn.Module):
+    """Kandinsky 6's norm without its cast to float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x, dim=1) * self.scale * self.gamma
 
 
 def twin(module: nn.Module, known: dict[int, nn.Module] | None = None) -> nn.Module:
@@ -91,6 +132,8 @@ def _built(name: str, dtype: torch.dtype, seed: int) -> tuple[nn.Module, torch.T
     for module in vae.modules():
         if dtype == torch.float64 and type(module).__name__ in ("WanUpsample", "QwenImageUpsample"):
             module.__class__ = KeepDtypeUpsample
+        if dtype == torch.float64 and type(module).__name__ == "Kandinsky6VAERMSNorm":
+            module.__class__ = KeepDtypeRMSNorm
     return vae, torch.get_rng_state()
 
 

@@ -8,6 +8,9 @@ from torch import nn
 
 from chopgrad.decoders.base import CausalDecoder, Checkpoint, FrameGroup, State
 from chopgrad.decoders.cogvideox import CogVideoXDecoder
+from chopgrad.decoders.kandinsky6 import Kandinsky6Decoder
+from chopgrad.decoders.kvae import KVAEDecoder
+from chopgrad.decoders.magvit import MagvitDecoder
 from chopgrad.decoders.original_wan import OriginalWanDecoder, inner, is_original_wan
 from chopgrad.decoders.wan import WanDecoder
 from chopgrad.own import SINGLE_FILE, bare, check_by_trial, check_source
@@ -16,6 +19,9 @@ DECODERS: dict[str, type[CausalDecoder]] = {
     "AutoencoderKLWan": WanDecoder,
     "AutoencoderKLQwenImage": WanDecoder,
     "AutoencoderKLCogVideoX": CogVideoXDecoder,
+    "AutoencoderKLKVAEVideo": KVAEDecoder,
+    "AutoencoderKLMagvit": MagvitDecoder,
+    "Kandinsky6SRVAE": Kandinsky6Decoder,
 }
 
 
@@ -90,6 +96,9 @@ __all__ = [
     "Checkpoint",
     "CogVideoXDecoder",
     "FrameGroup",
+    "KVAEDecoder",
+    "Kandinsky6Decoder",
+    "MagvitDecoder",
     "OriginalWanDecoder",
     "State",
     "WanDecoder",
