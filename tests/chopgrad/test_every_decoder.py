@@ -27,9 +27,9 @@ def source(decoder, count, batch=1):
     )  # fmt: skip
 
 
-def lengths(decoder):
-    """From 1 to 9 those that this decoder takes."""
-    for count in LENGTHS:
+def lengths(decoder, candidates=LENGTHS):
+    """Those that this decoder takes."""
+    for count in candidates:
         try:
             decoder.frame_groups(count)
         except ValueError:
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_plain_back_propagation(name, trainable):
 @pytest.mark.parametrize("name", MORE)
 def test_truncated_gradients_are_those_of_brute_force(name):
     vae, decoder = made(name)
-    count = next((n for n in lengths(decoder) if len(decoder.frame_groups(n)) == 3), None)
+    count = next((n for n in lengths(decoder, range(1, 17)) if len(decoder.frame_groups(n)) == 3), None)
     assert count is not None
     z = source(decoder, count)
     target = torch.zeros_like(decoder.decode(z))
