@@ -19,6 +19,7 @@ _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 def check_inputs(model: Recurrence, source: Tensor, strategy: Strategy) -> Sequence[Group]:
     """The groups of a source that fits the model."""
     name = model.entering
+    are, have = _verbs(name)
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be Full(), Chop(distance=...), Exact() or Sampled(...), got {strategy!r}.")
     if not isinstance(source, Tensor) or source.ndim != 5:
@@ -27,7 +28,7 @@ def check_inputs(model: Recurrence, source: Tensor, strategy: Strategy) -> Seque
         raise ValueError(f"{name} must be a tensor {model.layout}, got {got}.{image}")
     if source.shape[1] != model.channels:
         raise ValueError(
-            f"{name} have {source.shape[1]} channels, but this {model.part} takes {model.channels}: pass them as "
+            f"{name} {have} {source.shape[1]} channels, but this {model.part} takes {model.channels}: pass "
             f"{model.layout.replace('channels', str(model.channels))}; got {list(source.shape)}."
         )
     if not source.is_floating_point():
@@ -37,16 +38,16 @@ def check_inputs(model: Recurrence, source: Tensor, strategy: Strategy) -> Seque
     # Weights that wait on meta are brought by hooks of accelerate, to where they are needed.
     if source.device != weight.device and not weight.is_meta:
         raise ValueError(
-            f"{name} are on {source.device}, but the {model.part} is on {weight.device}: move one of them."
+            f"{name} {are} on {source.device}, but the {model.part} is on {weight.device}: move one of them."
         )
     dtype = getattr(model.vae, "dtype", weight.dtype)  # where weights are stored in another, the one they work in
     if source.dtype != dtype and not torch.is_autocast_enabled(source.device.type):
         raise TypeError(
-            f"{name} are {source.dtype}, but the {model.part} is {dtype}: cast one of them, or use autocast."
+            f"{name} {are} {source.dtype}, but the {model.part} is {dtype}: cast one of them, or use autocast."
         )
     groups = model.groups(source.shape[2])
     if not source.numel():
-        raise ValueError(f"{name} are empty: {list(source.shape)}.")
+        raise ValueError(f"{name} {are} empty: {list(source.shape)}.")
     return groups
 
 
@@ -59,7 +60,7 @@ def check_dropout(model: Recurrence, strategy: Strategy) -> None:
 def check_tangent(source: Tensor) -> None:
     """For what is not one graph."""
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(source).tangent is not None:
-        raise TypeError("Forward-mode derivatives need chopgrad.decode(decoder, latents, Full()), which is one graph.")
+        raise TypeError("Forward-mode derivatives need chopgrad.decode or encode with Full(), which is one graph.")
 
 
 def trained_parameters(model: Recurrence, source: Tensor, depth: int) -> list[nn.Parameter]:
@@ -67,23 +68,33 @@ def trained_parameters(model: Recurrence, source: Tensor, depth: int) -> list[nn
     too.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if parameters and source.requires_grad and torch.is_grad_enabled() and model.vae not in _told:
-        _told.add(model.vae)
+    part = getattr(model.vae, model.part, model.vae)
+    if parameters and source.requires_grad and torch.is_grad_enabled() and part not in _told:
+        _told.add(part)
         millions = sum(p.numel() for p in parameters) / 1e6
         warnings.warn(
             f"{len(parameters)} parameters of the {model.part} ({millions:.1f} million numbers) get gradients beside "
-            f"the {model.entering}. If only the {model.entering} are meant, freeze it: vae.requires_grad_(False).",
+            f"the {model.entering}. If only the {model.entering} {_verbs(model.entering)[0]} meant, freeze it: "
+            "vae.requires_grad_(False).",
             stacklevel=depth,
         )
     return parameters
 
 
-def check_sampled(strategy: Strategy) -> None:
+def check_sampled(strategy: Strategy, part: str = "decoder") -> None:
     if isinstance(strategy, Sampled):
+        gives, instead = {
+            "decoder": ("decode hands out frames", ", or use chopgrad.frame_loss"),
+            "encoder": ("encode hands out moments", ""),
+        }[part]
         raise TypeError(
-            f"{strategy} draws losses of frame groups, and decode hands out frames: pass {strategy.strategy} and "
-            "groups=slice(...), or use chopgrad.frame_loss."
+            f"{strategy} draws losses of frame groups, and {gives}: pass {strategy.strategy} and "
+            f"groups=slice(...){instead}."
         )
+
+
+def _verbs(name: str) -> tuple[str, str]:
+    return ("are", "have") if name.endswith("s") else ("is", "has")
 
 
 _Dropout = nn.modules.dropout._DropoutNd

@@ -31,7 +31,7 @@ def run_whole(
         groups: only what these groups yield.
         history: whether groups before them get a gradient.
     """
-    check_sampled(strategy)
+    check_sampled(strategy, model.part)
     spans = check_inputs(model, source, strategy)
     chosen = _chosen(groups, len(spans))
     first = 0 if history else chosen.start

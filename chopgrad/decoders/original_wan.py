@@ -54,7 +54,7 @@ class OriginalWanDecoder(WanDecoder):
             decoder=SimpleNamespace(
                 conv_in=decoder.conv1,
                 mid_block=SimpleNamespace(
-                    resnets=[_residual(decoder.middle[0]), _residual(decoder.middle[2])],
+                    resnets=[named_residual(decoder.middle[0]), named_residual(decoder.middle[2])],
                     attentions=[decoder.middle[1]],
                 ),
                 up_blocks=list(_up_blocks(decoder.upsamples)),
@@ -107,7 +107,8 @@ def is_original_wan(vae: Any) -> bool:
     return len(middle) == 3 and len(head) == 3 and all(hasattr(block, "residual") for block in (middle[0], middle[2]))
 
 
-def _residual(block: Any) -> Any:
+def named_residual(block: Any) -> Any:
+    """A residual block under the names that diffusers gives its parts."""
     norm1, activation, conv1, norm2, _, dropout, conv2 = block.residual
     return SimpleNamespace(
         norm1=norm1, nonlinearity=activation, conv1=conv1, norm2=norm2, dropout=dropout, conv2=conv2,
@@ -142,4 +143,4 @@ def _split(layers: Any) -> tuple[list[Any], Any]:
             "This Wan decoder has attention between its upsampling blocks (attn_scales), which no published one has: "
             "write a decoder for it (a subclass of chopgrad.CausalDecoder)."
         )
-    return [_residual(block) for block in blocks], others[0] if others else None
+    return [named_residual(block) for block in blocks], others[0] if others else None
