@@ -103,8 +103,18 @@ class MagvitDecoder(CausalDecoder):
 
 
 def _convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A causal convolution without the cache on its module; upstream calls it once for every frame."""
-    x, kept = with_past(x, cached, convolution.temporal_padding)
+    """A causal convolution without the cache on its module; upstream calls it once for every frame.
+
+    Raises:
+        ValueError: something was put around the module, which would not be called.
+    """
+    if not isinstance(convolution, nn.Conv3d) or "forward" in vars(convolution):
+        raise ValueError(
+            "A causal convolution of this VAE is wrapped (LoRA, casting or offloading by layers), which would not be "
+            "called, because these convolutions are run without the cache on their modules: take it off. "
+            "enable_model_cpu_offload is fine."
+        )
+    x, kept = with_past(x, cached, convolution.temporal_padding)  # type: ignore[arg-type]
     return nn.Conv3d.forward(convolution, x), kept
 
 
