@@ -6,12 +6,21 @@ from copy import copy
 
 from torch import nn
 
+from chopgrad.decoders.allegro import AllegroDecoder
 from chopgrad.decoders.base import CausalDecoder, Checkpoint, FrameGroup, State
 from chopgrad.decoders.cogvideox import CogVideoXDecoder
+from chopgrad.decoders.hunyuan_video import HunyuanVideoDecoder
 from chopgrad.decoders.kandinsky6 import Kandinsky6Decoder
 from chopgrad.decoders.kvae import KVAEDecoder
+from chopgrad.decoders.ltx import LTX2Decoder, LTXDecoder
 from chopgrad.decoders.magvit import MagvitDecoder
+from chopgrad.decoders.minimax_h3 import MiniMaxH3Decoder
+from chopgrad.decoders.mochi import MochiDecoder
 from chopgrad.decoders.original_wan import OriginalWanDecoder, inner, is_original_wan
+from chopgrad.decoders.qwen21 import QwenImage21Decoder
+from chopgrad.decoders.taehv import TAEHVDecoder, is_taehv
+from chopgrad.decoders.unsupported import UNSUPPORTED
+from chopgrad.decoders.vidtok import VidTokDecoder
 from chopgrad.decoders.wan import WanDecoder
 from chopgrad.own import SINGLE_FILE, bare, check_by_trial, check_source
 
@@ -19,8 +28,16 @@ DECODERS: dict[str, type[CausalDecoder]] = {
     "AutoencoderKLWan": WanDecoder,
     "AutoencoderKLQwenImage": WanDecoder,
     "AutoencoderKLCogVideoX": CogVideoXDecoder,
+    "AutoencoderKLAllegro": AllegroDecoder,
+    "AutoencoderKLHunyuanVideo": HunyuanVideoDecoder,
     "AutoencoderKLKVAEVideo": KVAEDecoder,
+    "AutoencoderKLLTX2Video": LTX2Decoder,
+    "AutoencoderKLLTXVideo": LTXDecoder,
     "AutoencoderKLMagvit": MagvitDecoder,
+    "AutoencoderKLMochi": MochiDecoder,
+    "AutoencoderKLQwenImage21": QwenImage21Decoder,
+    "AutoencoderVidTok": VidTokDecoder,
+    "AutoencoderKLMiniMaxH3": MiniMaxH3Decoder,
     "Kandinsky6SRVAE": Kandinsky6Decoder,
 }
 
@@ -68,8 +85,13 @@ def decoder_for(
     around, vae = vae, bare(inner(vae))
     if is_original_wan(vae):
         return _checked(OriginalWanDecoder(vae, clamp, checkpoint, around), check)
+    if is_taehv(vae):
+        return _checked(TAEHVDecoder(vae, clamp, checkpoint), check)
     name = next((cls.__name__ for cls in type(vae).__mro__ if cls.__name__ in DECODERS), None)
     if name is None:
+        known = next((cls.__name__ for cls in type(vae).__mro__ if cls.__name__ in UNSUPPORTED), None)
+        if known is not None:
+            raise ValueError(f"{known} has no frame groups: {UNSUPPORTED[known]}")
         raise ValueError(
             f"No causal decoder is known for {type(vae).__name__}. Supported: {', '.join(DECODERS)}. To add one, "
             "subclass chopgrad.CausalDecoder and pass it to chopgrad.register_decoder. Wan's VAE is also taken in "
@@ -92,15 +114,24 @@ def _checked(decoder: CausalDecoder, check: bool) -> CausalDecoder:
 
 __all__ = [
     "DECODERS",
+    "AllegroDecoder",
     "CausalDecoder",
     "Checkpoint",
     "CogVideoXDecoder",
     "FrameGroup",
+    "HunyuanVideoDecoder",
     "KVAEDecoder",
     "Kandinsky6Decoder",
+    "LTX2Decoder",
+    "LTXDecoder",
     "MagvitDecoder",
+    "MiniMaxH3Decoder",
+    "MochiDecoder",
     "OriginalWanDecoder",
+    "QwenImage21Decoder",
     "State",
+    "TAEHVDecoder",
+    "VidTokDecoder",
     "WanDecoder",
     "decoder_for",
     "register_decoder",
