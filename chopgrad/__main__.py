@@ -11,6 +11,7 @@ import sys
 import torch
 
 import chopgrad
+from chopgrad import audit_command
 from chopgrad.planner import ARCHITECTURES, Prediction, plan, recommend
 
 GIB = 2**30
@@ -19,6 +20,8 @@ UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "M
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if hasattr(options, "run"):
+        return options.run(options)
     try:
         height, width = _size(options.size)
         budget = _bytes("--budget", options.budget)
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", choices=["best", "none", "frame", "residual", "block"], default="best", help=inside
     )
     command.add_argument("--json", action="store_true", help="machine-readable output")
+    audit_command.add_to(commands)
     return parser
 
 

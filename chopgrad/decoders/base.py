@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -49,7 +49,7 @@ class CausalDecoder(Recurrence):
     part = "decoder"
     entering = "latents"
     layout = "[batch, channels, latent_frames, h, w]"
-    own_methods = ("decode", "_decode")
+    own_methods: ClassVar[tuple[str, ...]] = ("decode", "_decode")
 
     def __init__(self, vae: nn.Module, clamp: bool = True, checkpoint: Checkpoint = "auto") -> None:
         super().__init__(vae, checkpoint)

@@ -70,9 +70,7 @@ class OriginalWanDecoder(WanDecoder):
     def own_decode(self, latents: Tensor) -> Tensor:
         model = self.vae
         unscaled = [latents.new_zeros(model.z_dim), latents.new_ones(model.z_dim)]
-        frames = self.clamped(unpatched(model, "decode")(latents, unscaled))
-        model.clear_cache()  # DiffSynth's would keep the last features
-        return frames
+        return self.clamped(unpatched(model, "decode")(latents, unscaled))
 
     def answer(self, decode: Callable[[Tensor], Tensor], z: Tensor, scale: Any) -> Tensor:  # type: ignore[override]
         """``model.decode(z, scale)`` with z normalised; scale: mean and one over the standard deviation."""

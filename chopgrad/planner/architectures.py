@@ -38,7 +38,7 @@ def build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:
     if vae in ARCHITECTURES:
         name, config = ARCHITECTURES[vae]
     else:
-        config = _config(vae, subfolder)
+        config = config_of(vae, subfolder)
         name = config.get("_class_name", "")
         if name not in DECODERS:
             raise ValueError(f"'{vae}' is a {name or 'model of unknown class'}; supported are {', '.join(DECODERS)}.")
@@ -50,7 +50,8 @@ def build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:
         torch.set_default_dtype(previous)
 
 
-def _config(vae: str, subfolder: str | None) -> dict[str, Any]:
+def config_of(vae: str, subfolder: str | None) -> dict[str, Any]:
+    """The config.json of a folder or hub id."""
     folder = Path(vae)
     names = f"pass {', '.join(ARCHITECTURES)}, a folder with a config.json, or a hub id"
     try:

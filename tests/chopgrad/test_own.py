@@ -282,3 +282,22 @@ def test_the_trial_finds_blocks_and_leaves_nothing_behind(name):
 def test_a_decoder_in_low_precision_passes_the_trial():
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         decoder_for(build("wan2.1", dtype))
+
+
+def test_what_the_trial_makes_the_vae_leave_is_taken_off(monkeypatch):
+    vae = build("wan2.1")
+    vae.kept, vae.listed = torch.ones(1), [None, torch.ones(1)]
+    mine = vae.kept
+    clear = type(vae).clear_cache
+
+    def leaves(self):
+        clear(self)
+        self.left, self.kept = torch.zeros(1), torch.zeros(1)
+        self.listed[0] = torch.zeros(1)
+
+    monkeypatch.setattr(type(vae), "clear_cache", leaves)
+    decoder_for(vae)
+    assert "left" not in vars(vae)
+    assert vae.kept is mine
+    assert vae.listed[0] is None
+    assert torch.equal(vae.listed[1], torch.ones(1))

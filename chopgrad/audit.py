@@ -1,0 +1,311 @@
+"""``chopgrad audit``: what holds for a VAE and its weights, what does not, and what nobody will see.
+
+The kit (``chopgrad.testing``) is for code; this is for a model as it is loaded, with its hooks, and for a clip.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from chopgrad.decode import decode
+from chopgrad.decoders import CausalDecoder, decoder_for
+from chopgrad.loss import frame_loss
+from chopgrad.own import bare, tensors_left_away, tensors_on, two_groups
+from chopgrad.strategies import Chop, Exact
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+Verdict = Literal["right", "BROKEN", "note"]
+EXACT = 1e-5
+"""Relative, in float64: upstream casts to float32 inside (Wan's upsampler), and adds in another order."""
+CENTRAL = 1e-2
+"""The same for central differences."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        verdict: "right"; "BROKEN": a gradient or the frames are not what they should be; "note": worth knowing.
+        value: the number, where it is one.
+        sentence: what was found, and what follows from it.
+    """
+
+    name: str
+    verdict: Verdict
+    value: float | None
+    sentence: str
+
+
+def audit(
+    vae: nn.Module,
+    video: Tensor | None = None,
+    loss_fn: LossFn = F.mse_loss,
+    *,
+    distances: Sequence[int] = (0, 1, 2, 4),
+    size: int = 4,
+    most_latents: int = 48,
+    said: Callable[[str], None] = lambda _: None,
+) -> list[Finding]:
+    """Look at a VAE as it is: forward parity, gradients, truncation, receptive field, clamp, leftovers, checkpointing.
+
+    Args:
+        vae: as it was loaded; it is not changed, what computes is a copy in float64.
+        video: [1, 3, frames, H, W] in [-1, 1], with a number of frames that the VAE encodes: latents and target of the
+            loss. None: random latents, for which a bias says little.
+        loss_fn: ``loss_fn(frames, target) -> scalar``, a mean over frames.
+        distances: of truncation, in frame groups.
+        size: height and width of random latents.
+        most_latents: how far the temporal receptive field is looked for.
+        said: is told what is being looked at.
+
+    Returns:
+        The findings in order.
+
+    Raises:
+        ValueError, TypeError: a video that does not fit.
+
+    Cost: some decodes and backward passes of a short clip in float64, and one of ``most_latents`` latents of the
+    smallest size: minutes on a CPU for a published VAE.
+    """
+    vae = bare(vae)
+    found: list[Finding] = []
+    said("hooks and overrides")
+    try:
+        decoder_for(vae)
+        found.append(Finding("hooks and overrides", "right", None, "Nothing would be passed by."))
+    except ValueError as error:
+        found.append(Finding("hooks and overrides", "BROKEN", None, str(error)))
+    copy = _in_float64(vae)
+    try:
+        decoder = decoder_for(copy)
+    except ValueError as error:
+        found.append(Finding("decoder", "BROKEN", None, str(error)))
+        return found
+    latents, target = _source(decoder, video, size)
+    said("forward parity")
+    found += _forward(decoder, latents)
+    said("gradient")
+    found += _gradient(decoder, latents, target, loss_fn)
+    said("truncation")
+    found += _truncation(decoder, latents, target, loss_fn, distances, video is not None)
+    said("temporal receptive field")
+    found.append(_receptive_field(decoder, most_latents))
+    said("upstream checkpointing")
+    found.append(_upstream_checkpointing(decoder, latents))
+    return found
+
+
+def is_broken(findings: Sequence[Finding]) -> bool:
+    return any(x.verdict == "BROKEN" for x in findings)
+
+
+def as_table(findings: Sequence[Finding]) -> str:
+    """Markdown."""
+    lines = ["| looked at | verdict | value | what follows |", "|---|---|---:|---|"]
+    for x in findings:
+        value = "" if x.value is None else f"{x.value:.3g}"
+        lines.append(f"| {x.name} | {x.verdict} | {value} | {' '.join(x.sentence.split())} |")
+    return "\n".join(lines)
+
+
+def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [asdict(x) for x in findings]
+
+
+def _in_float64(vae: nn.Module) -> nn.Module:
+    if any(p.is_meta for p in vae.parameters()):
+        raise ValueError("The VAE has weights on meta (offloaded, or not loaded): load it whole, and audit it then.")
+    copy = deepcopy(vae)
+    vars(copy).pop("decode", None)  # of chopgrad.patch: it decodes the same
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Module.to(copy, dtype=torch.float64).eval().requires_grad_(False)
+
+
+def _source(decoder: CausalDecoder, video: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """Latents and target."""
+    weight = next(decoder.parameters())
+    if video is None:
+        count = 2 * two_groups(decoder)
+        while len(decoder.frame_groups(count)) < 4:
+            count += 1
+        shape = (1, decoder.latent_channels, count, max(size, decoder.trial_size), max(size, decoder.trial_size))
+        z = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        latents = decoder.denormalize(z.to(weight))
+        with torch.no_grad():
+            return latents, torch.zeros_like(decoder.decode(latents))
+    if video.ndim != 5 or video.shape[:2] != (1, 3):
+        raise ValueError(f"video must be [1, 3, frames, height, width], got {list(video.shape)}.")
+    if not video.is_floating_point() or video.abs().max() > 1.001:
+        raise ValueError("video must be floating point in [-1, 1]: from 8-bit frames x.float() / 127.5 - 1.")
+    with torch.no_grad():
+        latents = decoder.vae.encode(video.to(weight)).latent_dist.mean
+        decoded = decoder.decode(latents).shape
+    if decoded != video.shape:
+        raise ValueError(
+            f"the video is {list(video.shape)}, but what it encodes to decodes to {list(decoded)}: cut it to that."
+        )
+    return latents, video.to(weight)
+
+
+def _forward(decoder: CausalDecoder, latents: Tensor) -> Iterator[Finding]:
+    vae, before = decoder.vae, _left_on_modules(decoder.vae)
+    with torch.no_grad(), tensors_left_away(vae):
+        theirs = decoder.own_decode(latents)
+        left = _left_on_modules(vae) - before
+    with torch.no_grad():
+        theirs, ours = decoder.own_decode(latents), decoder.decode(latents)
+    error = _relative(ours, theirs)
+    yield _judged("forward parity", error, EXACT, "Frames are those of the VAE's own decode.", "Frames are others.")
+    clamps = decoder.clamp and bool((theirs.abs() <= 1).all())
+    share = (theirs.abs() >= 1).double().mean().item() if clamps else 0.0
+    ends = f"{100 * share:.2g} % of the values are clamped and get no gradient; clamp=False leaves the clamp out."
+    yield Finding("saturated pixels", "note", share, ends if clamps else "Decode ends without a clamp on this input.")
+    kept = "Its own decode leaves none on its modules." if left == 0 else "Its own decode leaves them on its modules."
+    yield Finding("tensors left behind", "note", float(left), kept)
+
+
+def _gradient(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn) -> Iterator[Finding]:
+    leaf = latents.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(loss_fn(decoder.own_decode(leaf), target), leaf)
+    leaf = latents.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(loss_fn(decode(decoder, leaf, Exact()), target), leaf)
+    error = _relative(ours, plain)
+    yield _judged("exact gradient", error, EXACT, "It is that of plain back-propagation.", "Plain's is another.")
+    (ours,) = torch.autograd.grad(frame_loss(decoder, leaf, target, loss_fn, Exact()), leaf)
+    error = _relative(ours, plain)
+    same, other = "The loss may be streamed with frame_loss.", "Streamed, it is another: is it no mean over frames?"
+    yield Finding("streamed loss", "right" if error < EXACT else "note", error, same if error < EXACT else other)
+    along = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(latents)
+    along = along * (plain.norm() / along.norm()) + plain  # not across it
+    step = 1e-4 * latents.norm() / along.norm()
+    with torch.no_grad():
+        ends = [loss_fn(decoder.own_decode(latents + sign * step * along), target) for sign in (1, -1)]
+    slope, expected = (ends[0] - ends[1]) / (2 * step), (plain * along).sum()
+    error = abs((slope - expected) / expected).item()
+    right = "Plain back-propagation agrees with them."
+    wrong = "Plain back-propagation does not: something in the decoder is not what autograd differentiates."
+    yield _judged("central differences", error, CENTRAL, right, wrong)
+
+
+def _truncation(
+    decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn, distances: Sequence[int], real: bool
+) -> Iterator[Finding]:
+    def gradient(strategy: Any) -> Tensor:
+        leaf = latents.clone().requires_grad_()
+        return torch.autograd.grad(loss_fn(decode(decoder, leaf, strategy), target), leaf)[0]
+
+    exact = gradient(Exact())
+    groups = len(decoder.frame_groups(latents.shape[2]))
+    of = "" if real else " On random latents that says little: pass a clip."
+    for distance in distances:
+        if distance >= groups - 1:
+            break
+        got = gradient(Chop(distance))
+        cosine = F.cosine_similarity(got.flatten(), exact.flatten(), dim=0).item()
+        told = f"Relative error of the gradient; cosine {cosine:.3f}, over {groups} frame groups.{of}"
+        yield Finding(f"truncation at D = {distance}", "note", _relative(got, exact), told)
+
+
+def _receptive_field(decoder: CausalDecoder, most: int) -> Finding:
+    """Groups back from the last whose latents its frames depend on at all."""
+    count = most
+    while count > 1 and not _decodes(decoder, count):
+        count -= 1
+    shape = (1, decoder.latent_channels, count, decoder.trial_size, decoder.trial_size)
+    weight = next(decoder.parameters())
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(weight).requires_grad_()
+    groups = decoder.frame_groups(count)
+    frames = decode(decoder, z, Exact(), groups=slice(len(groups) - 1, None))
+    adjoint = torch.randn(frames.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(frames)
+    (gradient,) = torch.autograd.grad(frames, z, adjoint)
+    reached = [i for i, group in enumerate(groups) if gradient[:, :, group.latents].any()]
+    distance = len(groups) - 1 - min(reached)
+    whole = min(reached) > 0
+    told = f"From distance {distance} on a truncation is exact." if whole else "It is longer than what was looked at."
+    return Finding("temporal receptive field, groups", "note", float(distance), told)
+
+
+def _decodes(decoder: CausalDecoder, count: int) -> bool:
+    try:
+        decoder.frame_groups(count)
+    except ValueError:
+        return False
+    return True
+
+
+def _upstream_checkpointing(decoder: CausalDecoder, latents: Tensor) -> Finding:
+    """That of the VAE itself, in training mode, against none."""
+    name, vae = "upstream checkpointing", decoder.vae
+    enable = getattr(vae, "enable_gradient_checkpointing", None)
+    if enable is None:
+        return Finding(name, "note", None, "There is none.")
+
+    def run() -> tuple[Tensor, int]:
+        leaf, saved = latents.clone().requires_grad_(), 0
+
+        def pack(x: Tensor) -> Tensor:
+            nonlocal saved
+            saved += x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            frames = decoder.own_decode(leaf)
+        return torch.autograd.grad(frames.square().mean(), leaf)[0], saved
+
+    try:
+        with _training(vae):
+            plain, before = run()
+            enable()
+            got, after = run()
+    except Exception as raised:  # whatever upstream raises is the finding
+        first = (str(raised).splitlines() or [""])[0]
+        return Finding(name, "note", None, f"It cannot be used: {type(raised).__name__}: {first}")
+    finally:
+        disable = getattr(vae, "disable_gradient_checkpointing", None)
+        if disable is not None:
+            disable()
+    error = _relative(got, plain)
+    if error > EXACT:
+        return Finding(name, "BROKEN", error, "It is silently wrong: use checkpoint= of decoder_for in its place.")
+    if after >= before:
+        return Finding(name, "note", error, "It does nothing: use checkpoint= of decoder_for.")
+    return Finding(name, "right", error, f"It keeps {100 * after / before:.0f} % of what is saved without it.")
+
+
+@contextmanager
+def _training(vae: nn.Module) -> Iterator[None]:
+    """Training mode without dropout."""
+    dropouts = [m for m in vae.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    vae.train()
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        vae.eval()
+
+
+def _left_on_modules(vae: nn.Module) -> int:
+    return sum(isinstance(x, Tensor) for module in vae.modules() for x in tree_leaves(tensors_on(module)))
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).norm() / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)).item()
+
+
+def _judged(name: str, error: float, allowed: float, right: str, wrong: str) -> Finding:
+    holds = error <= allowed
+    return Finding(name, "right" if holds else "BROKEN", error, right if holds else wrong)

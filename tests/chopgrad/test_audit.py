@@ -1,0 +1,182 @@
+"""The auditor: what it says of a right model, and that it sees each thing that is wrong."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import chopgrad
+from chopgrad.__main__ import main
+from chopgrad.audit import as_table, audit, is_broken
+from chopgrad.clip import read_clip
+from tests.models import build
+
+
+def by_name(findings):
+    return {x.name: x for x in findings}
+
+
+def test_nothing_of_a_right_model_is_broken_and_it_is_left_as_it_was():
+    vae = build("wan2.1", torch.float32).requires_grad_(True)
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    looked_at = []
+    found = audit(vae, most_latents=30, said=looked_at.append)
+    assert not is_broken(found)
+    assert len(looked_at) == 6
+    named = by_name(found)
+    for name in ("forward parity", "exact gradient", "streamed loss", "central differences"):
+        assert named[name].verdict == "right"
+    assert named["temporal receptive field, groups"].value == 25
+    assert "does not support gradient checkpointing" in named["upstream checkpointing"].sentence
+    assert 0 < named["truncation at D = 2"].value < named["truncation at D = 0"].value
+    assert 0 < named["saturated pixels"].value < 1
+    assert all(torch.equal(v, before[k]) for k, v in vae.state_dict().items())
+    assert next(vae.parameters()).requires_grad
+    assert "| exact gradient | right |" in as_table(found)
+
+
+def test_a_receptive_field_beyond_what_was_looked_at_is_said_to_be():
+    named = by_name(audit(build("wan2.1"), most_latents=8))
+    field = named["temporal receptive field, groups"]
+    assert field.value == 7
+    assert "longer than what was looked at" in field.sentence
+
+
+def test_upstream_checkpointing_that_is_right_is_told():
+    named = by_name(audit(build("cogvideox"), most_latents=4))
+    assert named["upstream checkpointing"].verdict == "right"
+    assert "% of what is saved without it" in named["upstream checkpointing"].sentence
+
+
+def test_a_patched_model_is_looked_at_as_itself():
+    vae = build("wan2.1")
+    with chopgrad.patch(vae):
+        assert not is_broken(audit(vae, most_latents=4))
+
+
+class Rounds(nn.Module):
+    """A convolution whose output is rounded, with a gradient as if it were not."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *how):
+        y = self.inner(*how)
+        return y + (y.round(decimals=1) - y).detach()
+
+
+def test_a_gradient_that_is_not_that_of_the_function_is_found():
+    vae = build("wan2.1")
+    vae.decoder.conv_in = Rounds(vae.decoder.conv_in)
+    found = by_name(audit(vae, most_latents=3))
+    assert found["central differences"].verdict == "BROKEN"
+    assert found["exact gradient"].verdict == "right"
+
+
+def test_a_hook_that_nobody_would_run_is_found():
+    vae = build("wan2.1")
+    vae.decoder.register_forward_hook(lambda module, how, y: 2 * y)
+    found = audit(vae, most_latents=3)
+    assert [x.verdict for x in found] == ["BROKEN", "BROKEN"]
+    assert "a hook, a wrapper, an override" in found[0].sentence
+
+
+def test_checkpointing_that_is_silently_wrong_or_does_nothing_is_found(monkeypatch):
+    vae = build("cogvideox")
+    cls = type(vae)
+
+    def wrong(self):
+        self.decoder.conv_out.register_forward_hook(lambda module, how, y: (y[0] * y[0].detach(), y[1]))
+
+    monkeypatch.setattr(cls, "enable_gradient_checkpointing", wrong)
+    found = by_name(audit(vae, most_latents=3))["upstream checkpointing"]
+    assert found.verdict == "BROKEN"
+    assert "silently wrong" in found.sentence
+    monkeypatch.setattr(cls, "enable_gradient_checkpointing", lambda self: None)
+    found = by_name(audit(build("cogvideox"), most_latents=3))["upstream checkpointing"]
+    assert (found.verdict, found.value) == ("note", 0)
+    assert "does nothing" in found.sentence
+
+
+def test_tensors_that_a_decode_leaves_are_counted(monkeypatch):
+    vae = build("wan2.1")
+    clear = type(vae).clear_cache
+
+    def leaves_two(self):
+        clear(self)
+        self.decoder.kept = [torch.zeros(1), torch.zeros(1)]
+
+    monkeypatch.setattr(type(vae), "clear_cache", leaves_two)
+    assert by_name(audit(vae, most_latents=3))["tensors left behind"].value == 2
+
+
+def film(path, shape=(24, 32), frames=5, video=True):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=8) if video else file.add_stream("aac", rate=8000)
+        if not video:
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            sound.sample_rate = 8000
+            file.mux(stream.encode(sound))
+        else:
+            stream.height, stream.width, stream.pix_fmt = *shape, "yuv420p"
+            for k in range(frames):
+                picture = np.full((*shape, 3), 20 * k, np.uint8)
+                picture[:, : shape[1] // 2] = 250
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def test_a_clip_is_shrunk_and_cut_in_the_middle(tmp_path):
+    clip = read_clip(film(tmp_path / "a.mp4", (24, 64)), 4, 12, 12)
+    assert clip.shape == (1, 3, 4, 12, 12)
+    assert clip.abs().max() <= 1
+    assert clip[..., :5].mean() > 0.8 > clip[:, :, 0, :, 7:].mean()
+    assert clip[0, 0, 3, 6, 10] > clip[0, 0, 0, 6, 10]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ((6, 12, 12), "has 5 frames, fewer than 6"),
+        ((2, 48, 12), "is 24x32, smaller than 48x12"),
+        ((0, 12, 12), "at least one frame"),
+    ],
+)
+def test_a_clip_that_does_not_fit_is_told(tmp_path, how, words):
+    with pytest.raises(ValueError, match=words):
+        read_clip(film(tmp_path / "a.mp4"), *how)
+
+
+def test_a_file_that_is_no_video_is_told(tmp_path):
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        read_clip(tmp_path / "b.mp4", 1, 8, 8)
+    with pytest.raises(ValueError, match="has no video stream"):
+        read_clip(film(tmp_path / "c.mp4", video=False), 1, 8, 8)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "vae"
+    build("wan2.1", torch.float32).save_pretrained(folder)
+    assert main(["audit", "--vae", str(folder), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert not answer["broken"]
+    assert answer["findings"][0]["name"] == "hooks and overrides"
+    clip = str(film(tmp_path / "a.mp4"))
+    assert main(["audit", "--vae", str(folder), "--clip", clip, "--frames", "5", "--size", "16x16"]) == 0
+    text = capsys.readouterr().out
+    assert "Nothing is broken." in text
+    assert "says little" not in text
+    assert main(["audit", "--vae", str(folder), "--clip", clip, "--frames", "4", "--size", "16x16"]) == 2
+    assert "cut it to that" in capsys.readouterr().err
+    assert main(["audit", "--vae", str(tmp_path), "--size", "1"]) == 2
+    assert main(["audit", "--vae", str(tmp_path)]) == 2
+    assert "No config was found" in capsys.readouterr().err
+    monkeypatch.setattr("chopgrad.audit.EXACT", -1.0)
+    assert main(["audit", "--vae", str(folder)]) == 1
+    assert "Broken: forward parity, exact gradient" in capsys.readouterr().out
