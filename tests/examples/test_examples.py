@@ -252,6 +252,14 @@ def pipeline(tmp_path_factory):
     return folder
 
 
+def test_a_decoder_is_taught_from_outside(run, monkeypatch):
+    monkeypatch.setattr(chopgrad.decoders, "DECODERS", before := dict(chopgrad.DECODERS))
+    _, text = run("own_decoder")
+    assert "MyVAE" in before
+    assert "holds: forward, pieces, samples, exact gradient" in text
+    assert "latents without a gradient: 0" in text
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= 80
@@ -260,6 +268,6 @@ def test_examples_are_short(path):
 def test_every_example_is_tested():
     """Here, but for ``check_a_decoder``, whose output is in the docs."""
     assert {path.stem for path in EXAMPLES} == {
-        "check_a_decoder", "decoder_finetuning", "gan_step", "guidance", "pipeline_reward", "pixel_loss",
+        "check_a_decoder", "decoder_finetuning", "gan_step", "guidance", "own_decoder", "pipeline_reward", "pixel_loss",
         "reward_gradient",
     }  # fmt: skip
