@@ -52,19 +52,18 @@ def encoder_for(vae: nn.Module, checkpoint: Checkpoint = "auto", check: bool = T
     on a CPU. Call it once, not in every step.
     """
     vae = bare(inner(vae))
-    if getattr(vae, "encoder", None) is None:
-        raise ValueError(f"{type(vae).__name__} has no encoder (vae.encoder): load the whole VAE.")
-    if is_original_wan(vae):
-        return _checked(OriginalWanEncoder(vae, checkpoint), check)
+    original = is_original_wan(vae)
     name = next((cls.__name__ for cls in type(vae).__mro__ if cls.__name__ in ENCODERS), None)
-    if name is None:
+    if name is None and not original:
         raise ValueError(
             f"No causal encoder is known for {type(vae).__name__}. Supported: {', '.join(ENCODERS)}. To add one, "
             "subclass chopgrad.CausalEncoder and pass it to chopgrad.register_encoder. Wan's VAE is also taken in "
             f"the original repositories' classes, or with their weights: {SINGLE_FILE}."
         )
-    cls = ENCODERS[name]
-    if check and cls.package is not None:
+    if getattr(vae, "encoder", None) is None:
+        raise ValueError(f"This {type(vae).__name__} has no encoder (vae.encoder): load the whole VAE.")
+    cls = OriginalWanEncoder if original or name is None else ENCODERS[name]
+    if check and not original and cls.package is not None:
         check_source(vae, cls)
     return _checked(cls(vae, checkpoint=checkpoint), check)
 

@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
-from torch import Tensor
+from torch import Tensor, nn
 
-from chopgrad.encoders.base import Blocks, CausalEncoder, Features, LatentGroup, Piece, State, check_frames, refused
+from chopgrad.encoders.base import (
+    Blocks,
+    CausalEncoder,
+    Checkpoint,
+    Features,
+    LatentGroup,
+    Piece,
+    State,
+    check_frames,
+    refused,
+)
 from chopgrad.pieces.wan import activate, convolve, fork, middle, resample_space, residual
 
 GROUP = 4  # frames that upstream encodes at once, whatever the config
@@ -24,6 +34,10 @@ class WanEncoder(CausalEncoder):
     """
 
     package = "diffusers"
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:
+        super().__init__(vae, checkpoint)
+        self.blocks()  # raises for a layer that is not known, before the VAE's own encode fails in it
 
     @property
     def named(self) -> Any:
