@@ -148,7 +148,7 @@ class _Check:
         covered = begun = end = 0
         for group in self.model.groups(length):
             takes, yields = group.takes, group.yields
-            in_order = begun <= takes.start <= covered < takes.stop
+            in_order = begun <= takes.start <= covered <= takes.stop and takes.start < takes.stop
             if not in_order or yields.start != end or yields.stop <= yields.start:
                 raise ConformanceError(
                     f"groups: those of {length} {self.model.entering} must cover them in order, and tile what they "
