@@ -11,6 +11,8 @@ import chopgrad
 from chopgrad import Chop, Exact, Full
 from chopgrad.decoders.unsupported import UNSUPPORTED
 from chopgrad.decoders.windows import cross_fade
+from chopgrad.memory import PeakMemory
+from chopgrad.shapes import ShapesOnly
 from chopgrad.testing import check_decoder
 from tests.brute_force import relative_error
 from tests.models import MORE, _ltx1, build
@@ -288,3 +290,23 @@ def test_a_vae_without_groups_says_what_helps(name):
         warnings.simplefilter("ignore")
         recomputed = vae.decode(z, **settings).sample
     assert relative_error(gradient(recomputed, z), gradient(plain, z)) < 1e-12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_device_memory_does_not_depend_on_the_number_of_frames(name):
+    """On tensors without data, where "meta" plays the device and the CPU is the host."""
+    made(name)
+
+    def peak(latent_frames, **settings):
+        with ShapesOnly(), torch.device("meta"):
+            decoder = chopgrad.decoder_for(MORE[name]().eval().requires_grad_(False))
+            z = torch.zeros(1, 4, latent_frames, 2, 2, requires_grad=True)
+            target = torch.zeros_like(decoder.decode(z))
+            with PeakMemory("meta") as memory:
+                chopgrad.frame_loss(decoder, z, target, F.mse_loss, Exact(offload=True, **settings)).backward()
+        return memory.peak_bytes - z.nbytes
+
+    short = peak(9)
+    assert peak(15) <= 1.02 * short  # which end in as many latents
+    if name not in ("allegro", "minimax h3"):  # which are one piece
+        assert peak(15, pieces=True) < 0.8 * short
