@@ -12,7 +12,7 @@ import torch
 
 import chopgrad
 from chopgrad import audit_command
-from chopgrad.planner import ARCHITECTURES, Prediction, plan, recommend
+from chopgrad.planner import ARCHITECTURES, Prediction, plan, plan_encoder, recommend
 
 GIB = 2**30
 UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -26,19 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         height, width = _size(options.size)
         budget = _bytes("--budget", options.budget)
         host_budget = _bytes("--host-budget", options.host_budget)
-        predictions = plan(
-            options.vae,
-            options.frames,
-            height,
-            width,
-            loss=options.loss,
-            frames_loss=options.frames_loss,
-            dtype=getattr(torch, options.dtype),
-            trainable_decoder=options.trainable_decoder,
-            subfolder=options.subfolder,
-            checkpoint=None if options.checkpoint == "none" else options.checkpoint,
-            progress=_show if sys.stderr.isatty() else None,
-        )
+        predictions = _predictions(options, height, width)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,6 +36,36 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(_as_text(options, predictions, best))
     return 0
+
+
+def _predictions(options: argparse.Namespace, height: int, width: int) -> list[Prediction]:
+    settings = {
+        "dtype": getattr(torch, options.dtype),
+        "subfolder": options.subfolder,
+        "checkpoint": None if options.checkpoint == "none" else options.checkpoint,
+        "progress": _show if sys.stderr.isatty() else None,
+    }
+    if options.encoder:
+        if options.trainable_decoder or options.loss != "mse" or options.frames_loss != "streamed":
+            raise ValueError(
+                "--encoder has a mean of the moments as its loss, and no decoder: leave out --loss, --frames-loss and "
+                "--trainable-decoder."
+            )
+        return plan_encoder(
+            options.vae, options.frames, height, width, gradient=options.encoder_gradient or "both", **settings
+        )
+    if options.encoder_gradient:
+        raise ValueError("--encoder-gradient goes with --encoder.")
+    return plan(
+        options.vae,
+        options.frames,
+        height,
+        width,
+        loss=options.loss,
+        frames_loss=options.frames_loss,
+        trainable_decoder=options.trainable_decoder,
+        **settings,
+    )
 
 
 def _show(done: int, total: int) -> None:
@@ -64,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     vaes = ", ".join(ARCHITECTURES)
     command.add_argument("--vae", required=True, help=f"{vaes}, a folder with a config.json, or a hub id")
     command.add_argument("--subfolder", help="where the VAE lies inside a pipeline's folder or hub id, usually vae")
-    command.add_argument("--frames", type=int, required=True, help="frames of the decoded video")
+    command.add_argument("--frames", type=int, required=True, help="frames of the video")
     command.add_argument("--size", required=True, metavar="HxW", help="height and width in pixels, such as 720x1280")
     command.add_argument("--loss", choices=["mse", "lpips"], default="mse")
     sees = "whether the loss sees one frame group at a time (frame_loss) or the whole video (decode)"
@@ -73,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
     command.add_argument("--host-budget", help="host memory to fit into as well, such as 64GiB")
     command.add_argument("--trainable-decoder", action="store_true", help="gradients of decoder parameters too")
+    command.add_argument("--encoder", action="store_true", help="encode the video, with a mean of the moments as loss")
+    of = "what the encoder's gradient is wanted of (default: both, which takes most)"
+    command.add_argument("--encoder-gradient", choices=["both", "parameters", "video"], help=of)
     inside = "recomputed inside a group (default: best, nothing and, where pieces are walked, also frame)"
     command.add_argument(
         "--checkpoint", choices=["best", "none", "frame", "residual", "block"], default="best", help=inside
@@ -114,16 +135,21 @@ def _as_text(options: argparse.Namespace, predictions: list[Prediction], best: P
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    part, maker = "decoder", "the model that makes the latents"
     what = options.loss + (" on the whole video" if options.frames_loss == "whole" else "")
     what += f", {options.dtype}" + (", trainable decoder" if options.trainable_decoder else "")
+    if options.encoder:
+        part, maker = "encoder", "what is made of the moments"
+        gradient = options.encoder_gradient or "both"
+        what = f"encoded, {options.dtype}, gradient of {'parameters and video' if gradient == 'both' else gradient}"
     lines = [
         f"Predicted for {options.vae}, {options.frames} frames of {options.size}, {what}:",
         "",
         *lines,
         "",
-        "device: peak with the decoder's weights; compute: passes relative to full back-propagation;",
-        "checkpoint: of decoder_for(vae, checkpoint=...).",
-        "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and the model that makes the latents;",
+        f"device: peak with the {part}'s weights; compute: passes relative to full back-propagation;",
+        f"checkpoint: of {part}_for(vae, checkpoint=...).",
+        f"Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and {maker};",
         "PyTorch rounds pinned host memory up: to 6 % more than the column, and it keeps what it once took.",
     ]
     if best is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 """The published architectures: class, and what differs from its defaults."""
 
 
-def build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:
+def build(vae: str, dtype: torch.dtype, subfolder: str | None, supported: Mapping[str, Any] = DECODERS) -> nn.Module:
     """The VAE, on the default device.
 
     Args:
         vae: a name in ``ARCHITECTURES``, a folder with a config.json, or a hub id.
         subfolder: where the VAE lies inside a pipeline's folder or hub id.
+        supported: by class name.
 
     Raises:
         ValueError: unknown VAE.
@@ -40,8 +42,8 @@ def build(vae: str, dtype: torch.dtype, subfolder: str | None) -> nn.Module:
     else:
         config = config_of(vae, subfolder)
         name = config.get("_class_name", "")
-        if name not in DECODERS:
-            raise ValueError(f"'{vae}' is a {name or 'model of unknown class'}; supported are {', '.join(DECODERS)}.")
+        if name not in supported:
+            raise ValueError(f"'{vae}' is a {name or 'model of unknown class'}; supported are {', '.join(supported)}.")
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from chopgrad.decode import decode
 from chopgrad.decoders import CausalDecoder
+from chopgrad.encode import encode
+from chopgrad.encoders import CausalEncoder
 from chopgrad.loss import frame_loss
 from chopgrad.memory import LiveStorages
+from chopgrad.recurrence import Recurrence
 from chopgrad.strategies import Exact, Strategy
 
 FramesLoss = Literal["streamed", "whole"]
@@ -27,51 +31,89 @@ Peaks = tuple[int, int]
 
 
 @dataclass(eq=False)
-class Setting:
+class Setting(ABC):
     """Everything but strategy and length."""
 
-    decoder: CausalDecoder
-    latent_size: tuple[int, int]
-    size: tuple[int, int]
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-    frames_loss: FramesLoss
+    model: Recurrence
+    source_size: tuple[int, int]
+    """Height and width of what the model takes."""
     dtype: torch.dtype
 
-    def peaks(self, strategy: Strategy, latent_frames: int) -> Peaks:
+    streams: ClassVar[bool] = False
+    """Forward and backward pass alternate, group by group."""
+
+    @abstractmethod
+    def run(self, strategy: Strategy, length: int) -> list[Peaks]:
+        """The peaks of each phase."""
+
+    def peaks(self, strategy: Strategy, length: int) -> Peaks:
         """What it takes beyond the weights."""
         settings = strategy.plan()
-        groups = self.decoder.frame_groups(latent_frames)
+        groups = self.model.groups(length)
+        step = _length(groups[-1].takes)
         if settings.every is not None and settings.every > 1:
-            device, host = self.peaks(Exact(settings.offload, pieces=settings.pieces), latent_frames)
+            device, host = self.peaks(Exact(settings.offload, pieces=settings.pieces), length)
             kept = ceil(len(groups) / settings.every) + min(settings.every, len(groups))
-            dropped = max(0, len(groups) - kept) * self._state_bytes()
+            state_bytes = self._state_bytes(length - step * max(0, len(groups) - 4))
+            dropped = max(0, len(groups) - kept) * state_bytes
             return (device, host - dropped) if settings.offload else (device - dropped, host)
-        step = groups[-1].latents.stop - groups[-1].latents.start
         if settings.block is None:
             enough = 4 + settings.recompute
         else:
             # With Wan the first two groups are smaller than the others, with CogVideoX none is, but the first has no
             # state; then come the first window of full size and the group that it hands its state to.
-            begin = 2 if groups[0].frame_count < groups[-1].frame_count else 1
+            first, last = ((_length(group.takes), _length(group.yields)) for group in (groups[0], groups[-1]))
+            begin = 2 if first[0] < last[0] or first[1] < last[1] else 1
             enough = (ceil(begin / settings.block) + 1) * settings.block + settings.distance + 1
         beyond = len(groups) - enough
         if beyond <= 1:
-            return _highest(self._run(strategy, latent_frames))
-        short = self._run(strategy, latent_frames - step * beyond)
-        if settings.block is not None and self.frames_loss == "streamed":
-            # Forward and backward pass alternate, and only latents and their gradient are as long as the video.
-            device, host = _highest(short)
-            return device + beyond * 2 * step * self._latents(1).nbytes, host
-        longer = self._run(strategy, latent_frames - step * (beyond - 1))
+            return highest(self.run(strategy, length))
+        short = self.run(strategy, length - step * beyond)
+        if settings.block is not None and self.streams:
+            # Only the source and its gradient are as long as the video.
+            device, host = highest(short)
+            return device + beyond * 2 * step * self.source(1).nbytes, host
+        longer = self.run(strategy, length - step * (beyond - 1))
         phases = zip(short, longer, strict=True)
-        return _highest([(a + beyond * (c - a), b + beyond * (d - b)) for (a, b), (c, d) in phases])
+        return highest([(a + beyond * (c - a), b + beyond * (d - b)) for (a, b), (c, d) in phases])
+
+    def source(self, length: int) -> Tensor:
+        """What the model takes, without data."""
+        return torch.zeros(1, self.model.channels, length, *self.source_size, dtype=self.dtype)
+
+    @lru_cache  # noqa: B019
+    def _state_bytes(self, length: int) -> int:
+        """Of the state after so many; after some groups it is as large as any."""
+        source, state = self.source(length), self.model.initial_state()
+        with torch.no_grad():
+            for group in self.model.groups(length):
+                _, state = self.model.step(source[:, :, group.takes], state)
+        return sum(x.nbytes for x in tree_leaves(state) if isinstance(x, Tensor))
+
+
+@dataclass(eq=False)
+class DecoderSetting(Setting):
+    """Latents to frames, and a loss of these.
+
+    Attributes:
+        size: height and width of a frame.
+    """
+
+    model: CausalDecoder
+    size: tuple[int, int]
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    frames_loss: FramesLoss
+
+    @property
+    def streams(self) -> bool:  # type: ignore[override]
+        return self.frames_loss == "streamed"
 
     @lru_cache  # noqa: B019  (lives as long as the call of plan)
-    def _run(self, strategy: Strategy, latent_frames: int) -> list[Peaks]:
+    def run(self, strategy: Strategy, length: int) -> list[Peaks]:
         """The peaks of each phase: until the frames have their adjoints, and after; of a whole video's loss more."""
-        decoder, z = self.decoder, self._latents(latent_frames).requires_grad_()
+        decoder, z = self.model, self.source(length).requires_grad_()
         sources = [z, *(p for p in decoder.parameters() if p.requires_grad)]
-        last = decoder.frame_groups(latent_frames)[-1].frames
+        last = decoder.frame_groups(length)[-1].frames
         phases: list[Peaks] = []
 
         def target(frames: slice) -> Tensor:
@@ -101,19 +143,44 @@ class Setting:
             end_phase()
         return phases
 
-    def _latents(self, latent_frames: int) -> Tensor:
-        return torch.zeros(1, self.decoder.latent_channels, latent_frames, *self.latent_size, dtype=self.dtype)
+
+@dataclass(eq=False)
+class EncoderSetting(Setting):
+    """Frames to moments, and their mean as the loss.
+
+    Attributes:
+        of_video: the video's gradient is wanted.
+    """
+
+    model: CausalEncoder
+    of_video: bool
 
     @lru_cache  # noqa: B019
-    def _state_bytes(self) -> int:
-        """Of the state after some groups, which is as large as any."""
-        z, state = self._latents(6), self.decoder.initial_state()
-        with torch.no_grad():
-            for group in self.decoder.frame_groups(z.shape[2]):
-                _, state = self.decoder.step(z[:, :, group.latents], state)
-        return sum(x.nbytes for x in tree_leaves(state) if isinstance(x, Tensor))
+    def run(self, strategy: Strategy, length: int) -> list[Peaks]:
+        """The peaks of each phase: the forward pass, the loss, the backward pass."""
+        video = self.source(length).requires_grad_(self.of_video)
+        sources = [*([video] if self.of_video else []), *(p for p in self.model.parameters() if p.requires_grad)]
+        phases: list[Peaks] = []
+
+        def end_phase(adjoint: Tensor | None = None) -> None:
+            phases.append((storages.peak["meta"] + video.nbytes, storages.peak["cpu"]))
+            storages.peak = defaultdict(int, storages.live)
+
+        with LiveStorages() as storages, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that both get gradients is what was asked for
+            moments = encode(self.model, video, strategy)
+            end_phase()
+            moments.register_hook(end_phase)
+            torch.autograd.grad(moments.mean(), sources)
+            end_phase()
+        return phases
 
 
-def _highest(phases: Sequence[Peaks]) -> Peaks:
+def highest(phases: Sequence[Peaks]) -> Peaks:
+    """The peak over all phases."""
     device, host = (max(peaks) for peaks in zip(*phases))
     return device, host
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start

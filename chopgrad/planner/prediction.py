@@ -14,7 +14,7 @@ from chopgrad.decoders import Checkpoint, decoder_for
 from chopgrad.planner.architectures import build, latent_frames_of, spatial_factor
 from chopgrad.planner.compute import once_more, relative_compute
 from chopgrad.planner.loss_shapes import loss_shapes
-from chopgrad.planner.peaks import FramesLoss, Setting
+from chopgrad.planner.peaks import DecoderSetting, FramesLoss, Setting
 from chopgrad.shapes import ShapesOnly
 from chopgrad.strategies import Chop, Exact, Full, Sampled, Strategy
 
@@ -108,31 +108,50 @@ def plan(
             raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
         size = (height // factor, width // factor)
         groups = len(decoder.frame_groups(latent_frames))
-        weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
         loss_fn = loss_shapes(loss, (height, width), dtype)
 
         @lru_cache
         def setting(checkpoint: Checkpoint) -> Setting:
             decoder = decoder_for(model, checkpoint=checkpoint)
-            return Setting(decoder, size, (height, width), loss_fn, frames_loss, dtype)
+            return DecoderSetting(decoder, size, dtype, (height, width), loss_fn, frames_loss)
 
-        rows: list[tuple[Strategy, Checkpoint]] = []
-        for strategy in default_strategies(groups) if strategies is None else strategies:
-            if isinstance(strategy, Sampled):
-                raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
-            best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
-            rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
-        predictions: list[Prediction] = []
-        for strategy, inside in rows:
-            if progress is not None:
-                progress(len(predictions), len(rows))
-            # The first block reaches over all groups from here on, and later ones have fewer before them.
-            exact = not isinstance(strategy, Chop) or strategy.block + strategy.distance >= groups
-            distance = None if exact else strategy.plan().distance
-            device, host = setting(inside).peaks(strategy, latent_frames)
-            compute = relative_compute(strategy, groups, frames_loss)
-            compute += 0 if inside in (None, "frame") else once_more(strategy, groups)
-            predictions.append(Prediction(strategy, weights + device, host, compute, distance, inside))
+        strategies = default_strategies(groups) if strategies is None else strategies
+        return predict(setting, latent_frames, strategies, frames_loss, checkpoint, progress)
+
+
+def predict(
+    setting: Callable[[Checkpoint], Setting],
+    length: int,
+    strategies: Sequence[Strategy],
+    frames_loss: FramesLoss,
+    checkpoint: Checkpoint | Literal["best"],
+    progress: Callable[[int, int], None] | None,
+) -> list[Prediction]:
+    """Predictions of strategies at one length; the rest as in ``plan``.
+
+    Raises:
+        ValueError: ``Sampled``.
+    """
+    model = setting(None).model
+    groups = len(model.groups(length))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    rows: list[tuple[Strategy, Checkpoint]] = []
+    for strategy in strategies:
+        if isinstance(strategy, Sampled):
+            raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
+        best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
+        rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
+    predictions: list[Prediction] = []
+    for strategy, inside in rows:
         if progress is not None:
-            progress(len(rows), len(rows))
-        return predictions
+            progress(len(predictions), len(rows))
+        # The first block reaches over all groups from here on, and later ones have fewer before them.
+        exact = not isinstance(strategy, Chop) or strategy.block + strategy.distance >= groups
+        distance = None if exact else strategy.plan().distance
+        device, host = setting(inside).peaks(strategy, length)
+        compute = relative_compute(strategy, groups, frames_loss)
+        compute += 0 if inside in (None, "frame") else once_more(strategy, groups)
+        predictions.append(Prediction(strategy, weights + device, host, compute, distance, inside))
+    if progress is not None:
+        progress(len(rows), len(rows))
+    return predictions

@@ -150,7 +150,7 @@ def test_a_few_groups_tell_what_all_groups_take(folders, name, count, loss, fram
     strategies = EVERY_KIND if loss == "mse" else EVERY_KIND[1::2]
     settings = {"strategies": strategies, "checkpoint": None, "loss": loss, "frames_loss": frames_loss}
     found = bytes_of(folders, name, count, **settings)
-    monkeypatch.setattr(peaks.Setting, "peaks", lambda self, *args: peaks._highest(self._run(*args)))
+    monkeypatch.setattr(peaks.Setting, "peaks", lambda self, *args: peaks.highest(self.run(*args)))
     for key, (device, host) in bytes_of(folders, name, count, **settings).items():
         rebuilds = key[0] == Exact(offload=True, pieces=True, every=3)  # what it keeps is counted, not followed
         assert found[key][0] == pytest.approx(device, rel=0.01 if rebuilds else 2e-4), key
