@@ -131,8 +131,8 @@ def test_the_wrong_part_of_a_pipeline(tmp_path, source, subfolder, sentence):
 
 def test_a_config_of_another_class_over_good_weights(tmp_path):
     config = pipeline(tmp_path) / "vae" / "config.json"
-    config.write_text(config.read_text().replace("AutoencoderKLWan", "AutoencoderKLHunyuanVideo"))
-    with pytest.raises(ValueError, match="holds a AutoencoderKLHunyuanVideo, but the supported VAEs are"):
+    config.write_text(config.read_text().replace("AutoencoderKLWan", "AutoencoderKLCosmos"))
+    with pytest.raises(ValueError, match="holds a AutoencoderKLCosmos, but the supported VAEs are"):
         load_vae(str(tmp_path), subfolder="vae")
 
 
