@@ -310,3 +310,19 @@ def test_device_memory_does_not_depend_on_the_number_of_frames(name):
     assert peak(21) <= 1.01 * short  # which end in as many latents
     if name not in ("allegro", "minimax h3"):  # which are one piece
         assert peak(21, pieces=True) < 0.8 * short
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_window_depends_on_the_one_before_alone(name):
+    """So ``Chop(1)`` is exact, as long as tiles overlap by no more than the step; LTX's here overlap by twice that."""
+    _, decoder = made(name)
+    z = latents(9).requires_grad_()
+    target = torch.zeros_like(decoder.decode(z)).detach()
+
+    def error(strategy):
+        loss = chopgrad.frame_loss(decoder, z, target, F.mse_loss, strategy)
+        return relative_error(torch.autograd.grad(loss, z)[0], exact)
+
+    exact = gradient(decoder.own_decode(z), z)
+    reach = 2 if name == "ltx" else 1
+    assert error(Chop(reach)) < 1e-12 < 1e-4 < error(Chop(reach - 1))
