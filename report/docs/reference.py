@@ -19,10 +19,18 @@ PARTS: dict[str, list[Any]] = {
     "The loss, group by group": [chopgrad.frame_loss, chopgrad.framewise],
     "Strategies": [chopgrad.Full, chopgrad.Exact, chopgrad.Chop, chopgrad.Sampled],
     "Decoders": [chopgrad.decoder_for, chopgrad.CausalDecoder, chopgrad.FrameGroup],
-    "Memory": [planner.plan, planner.recommend, planner.Prediction, planner.default_strategies, memory.PeakMemory],
+    "Encoding": [chopgrad.encode, chopgrad.encoder_for, chopgrad.CausalEncoder, chopgrad.LatentGroup],
+    "Memory": [
+        planner.plan,
+        planner.plan_encoder,
+        planner.recommend,
+        planner.Prediction,
+        planner.default_strategies,
+        memory.PeakMemory,
+    ],
     "Conformance": [testing.check_decoder, testing.ConformanceError],
 }
-WITH_METHODS = (chopgrad.PatchHandle, chopgrad.CausalDecoder, memory.PeakMemory)
+WITH_METHODS = (chopgrad.PatchHandle, chopgrad.CausalDecoder, chopgrad.CausalEncoder, memory.PeakMemory)
 RETURNED = (chopgrad.PatchHandle,)  # users do not make one
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Cost):(.*)")
 NAMED = ("Args", "Attributes", "Raises")  # sections of "name: what it is"

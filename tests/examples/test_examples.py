@@ -99,6 +99,19 @@ def test_a_decoder_is_fine_tuned(ran, tmp_path, arguments):
     assert {name.split(".")[0] for name in moved} == {"decoder", "post_quant_conv"}
 
 
+def test_a_whole_vae_is_trained(ran, tmp_path):
+    steps = ran("vae_training", size=(32, 32), steps=5, save=tmp_path)
+    losses = [step["reconstruction"] for step in steps]
+    assert len(losses) == 5
+    assert losses[-1] < 0.98 * losses[0]
+    assert all(step["kl"] > 0 for step in steps)
+    before, after = (AutoencoderKLWan.from_pretrained(folder).state_dict() for folder in (EMBEDDED["wan2.1"], tmp_path))
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert {name.split(".")[0] for name in moved} == {"encoder", "quant_conv", "decoder", "post_quant_conv"}
+    (perceptual,) = ran("vae_training", size=(32, 32), steps=1, lpips_weight=1.0)
+    assert perceptual["reconstruction"] > losses[0]
+
+
 def test_a_reward_of_the_whole_clip_is_raised_on_a_pipeline(ran):
     rewards = [step["reward"] for step in ran("pipeline_reward", sampling_steps=2)]
     assert len(rewards) == 10
@@ -268,6 +281,6 @@ def test_examples_are_short(path):
 def test_every_example_is_tested():
     """Here, but for ``check_a_decoder``, whose output is in the docs."""
     assert {path.stem for path in EXAMPLES} == {
-        "check_a_decoder", "decoder_finetuning", "gan_step", "guidance", "own_decoder", "pipeline_reward", "pixel_loss",
-        "reward_gradient",
+        "check_a_decoder", "decoder_finetuning", "gan_step", "guidance", "own_decoder", "pipeline_reward",
+        "pixel_loss", "reward_gradient", "vae_training",
     }  # fmt: skip
