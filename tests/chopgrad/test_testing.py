@@ -7,7 +7,8 @@ from torch.utils._pytree import tree_map_only
 import chopgrad
 from chopgrad import testing
 from chopgrad.decoders import WanDecoder
-from chopgrad.testing import ConformanceError, check_decoder
+from chopgrad.encoders import WanEncoder
+from chopgrad.testing import ConformanceError, check_decoder, check_encoder
 from tests.models import VAES, build
 
 
@@ -19,6 +20,32 @@ def test_supported_decoders_conform(name):
         "normalisation", "streamed loss",
     }  # fmt: skip
     assert max(differences.values()) < 1e-12
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_supported_encoders_conform(name):
+    differences = check_encoder(chopgrad.encoder_for(build(name)))
+    assert {"forward", "exact gradient", "exact gradient of weights", "checkpoint"} < set(differences)
+    assert max(differences.values()) < 1e-12
+
+
+class ForgetsWhatItSaw(WanEncoder):
+    def step(self, x, state):
+        moments, state = super().step(x, state)
+        return moments, tree_map_only(torch.Tensor, torch.detach, state)
+
+
+class LosesALatent(WanEncoder):
+    def latent_groups(self, frames):
+        return super().latent_groups(frames)[:1]
+
+
+def test_a_wrong_encoder_is_caught():
+    vae = build("wan2.1")
+    with pytest.raises(ConformanceError, match=r"^exact gradient: with .* that of video differs.*mend step"):
+        check_encoder(ForgetsWhatItSaw(vae))
+    with pytest.raises(ConformanceError, match=r"^groups: .* mend latent_groups"):
+        check_encoder(LosesALatent(vae), frames=5)
 
 
 class ForgetsState(WanDecoder):
