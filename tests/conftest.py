@@ -11,6 +11,7 @@ TESTS = Path(__file__).parent
 LONG = (
     "chopgrad/test_planner.py",
     "chopgrad/test_decode.py",
+    "chopgrad/test_encode.py",
     "chopgrad/test_lifetime.py",
     "report/test_notebooks.py",
     "chopgrad/test_gradient.py",
