@@ -7,15 +7,19 @@ baseline decodes and what its gradient is can be compared with full back-propaga
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from chopgrad import CausalDecoder
+from chopgrad import CausalDecoder, decoder_for
 from chopgrad.memory import available_bytes
 
 PIXELS = {"wan2.1": 8, "wan2.2": 16, "cogvideox": 8}
@@ -212,6 +216,46 @@ class FirstLatents(Baseline):
         yield Part(frames, 1.0, (slice(0, frames.shape[2]), slice(None), slice(None)))
 
 
+TINY = "CHOPGRAD_TAEHV"
+"""Environment variable: file of the class TAEHV, a colon, and its weights, such as ``taehv.py:taew2_1.pth``."""
+
+
+@dataclass(frozen=True)
+class TinyDecoder(Baseline):
+    """A tiny decoder of the same latents (TAEHV) in place of the VAE's, by full back-propagation.
+
+    Its graph is some hundredths of the VAE's, and still grows with the video. Its frames are approximations, so value
+    and gradient are others; of random weights in the VAE only memory and time say anything. Its class and weights are
+    not part of this project: ``CHOPGRAD_TAEHV`` says where they are.
+    """
+
+    def parts(self, decoder: CausalDecoder, latents: Tensor) -> Iterator[Part]:
+        tiny = decoder_for(tiny_vae().to(latents), clamp=False, check=False)
+        if tiny.latent_channels != decoder.latent_channels:
+            raise ValueError(f"{TINY} decodes {tiny.latent_channels} channels, the VAE {decoder.latent_channels}.")
+        yield Part(2 * tiny.decode(decoder.normalize(latents)) - 1, 1.0)
+
+    def refusal(self, architecture: str, height: int, width: int) -> str | None:
+        return None if os.environ.get(TINY) else f"n/a, its weights are not here ({TINY}=taehv.py:taew2_1.pth)."
+
+
+@cache
+def tiny_vae() -> Any:
+    """What ``CHOPGRAD_TAEHV`` names, with frozen weights; its own code reads them.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    source, _, weights = os.environ.get(TINY, "").partition(":")
+    if not (Path(source).is_file() and Path(weights).is_file()):
+        raise ValueError(f"{TINY} must name two files, the class's and its weights', as in taehv.py:taew2_1.pth.")
+    spec = importlib.util.spec_from_file_location("chopgrad_taehv", source)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TAEHV(weights).eval().requires_grad_(False)
+
+
 BASELINES: tuple[Baseline, ...] = (
     UpstreamCheckpointing(),
     SavedOnCpu(),
@@ -219,6 +263,7 @@ BASELINES: tuple[Baseline, ...] = (
     SpatialTiles(),
     IsolatedLatents(),
     FirstLatents(),
+    TinyDecoder(),
 )
 
 

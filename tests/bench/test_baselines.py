@@ -11,15 +11,18 @@ from bench.baselines import (
     SavedOnCpu,
     SpatialTiles,
     TiledDecode,
+    TinyDecoder,
     UpstreamCheckpointing,
     _save_on_cpu,
     differentiate,
+    tiny_vae,
 )
 from bench.cases import baselines, label, refusals
 from chopgrad import Full
 from chopgrad.memory import PeakMemory
 from tests.brute_force import relative_error
 from tests.models import build, latents_for
+from tests.tiny_video_vae import TinyVideoVAE
 
 COUNT = 5
 
@@ -173,3 +176,32 @@ def test_save_on_cpu_leaves_half_of_the_host_unpinned(monkeypatch):
     with _save_on_cpu(pin_memory=False):
         z = sum(x.exp() for _ in range(5)).sum()
     assert torch.equal(torch.autograd.grad(z, x)[0], 5 * y.detach())
+
+
+def test_a_tiny_decoder_stands_in_where_its_weights_are(tmp_path, monkeypatch):
+    decoder, latents, _ = subject("wan2.1")
+    sentence = "TinyDecoder(): n/a, its weights are not here (CHOPGRAD_TAEHV=taehv.py:taew2_1.pth)."
+    monkeypatch.delenv("CHOPGRAD_TAEHV", raising=False)
+    assert sentence in refusals("wan2.1", 480, 832)
+    source, weights = tmp_path / "taehv.py", tmp_path / "w.pth"
+    source.write_text(
+        "import torch\nfrom tests.tiny_video_vae import TinyVideoVAE\n"
+        "def TAEHV(path):\n    vae = TinyVideoVAE()\n"
+        "    vae.load_state_dict(torch.load(path, weights_only=True))\n    return vae\n"
+    )
+    tiny = TinyVideoVAE().double()
+    torch.save(tiny.state_dict(), weights)
+    monkeypatch.setenv("CHOPGRAD_TAEHV", f"{source}:{weights}")
+    tiny_vae.cache_clear()
+    assert TinyDecoder() in baselines("wan2.1", 480, 832)
+    (part,) = TinyDecoder().parts(decoder, latents)
+    plain = tiny.decode_video(decoder.normalize(latents).transpose(1, 2)).transpose(1, 2)
+    inside = (plain > 0) & (plain < 1)  # its own decode_video clamps
+    assert relative_error(part.frames[inside], 2 * plain[inside] - 1) < 1e-6
+    _, gradient = run(TinyDecoder(), decoder, latents, torch.zeros_like(part.frames))
+    assert gradient.abs().max() > 0
+    assert not TinyDecoder().exact
+    weights.unlink()
+    tiny_vae.cache_clear()
+    with pytest.raises(ValueError, match="must name two files"):
+        tiny_vae()
