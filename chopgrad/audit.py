@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -233,7 +234,8 @@ def _truncation(
 
 
 def _receptive_field(decoder: CausalDecoder, most: int) -> Finding:
-    """Groups back from the last whose latents its frames depend on at all."""
+    """The least distance of a truncation that is exact whatever the loss."""
+    name = "temporal receptive field, groups"
     count = most
     while count > 1 and not _decodes(decoder, count):
         count -= 1
@@ -241,14 +243,23 @@ def _receptive_field(decoder: CausalDecoder, most: int) -> Finding:
     weight = next(decoder.parameters())
     z = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(weight).requires_grad_()
     groups = decoder.frame_groups(count)
-    frames = decode(decoder, z, Exact(), groups=slice(len(groups) - 1, None))
-    adjoint = torch.randn(frames.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(frames)
-    (gradient,) = torch.autograd.grad(frames, z, adjoint)
-    reached = [i for i, group in enumerate(groups) if gradient[:, :, group.latents].any()]
-    distance = len(groups) - 1 - min(reached)
-    whole = min(reached) > 0
+
+    def gradient(strategy: Any, chosen: slice | None) -> Tensor:
+        frames = decode(decoder, z, strategy, groups=chosen)
+        adjoint = torch.randn(frames.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(frames)
+        return torch.autograd.grad(frames, z, adjoint)[0]
+
+    if all(a.latents.stop <= b.latents.start for a, b in pairwise(groups)):
+        of_last = gradient(Exact(), slice(len(groups) - 1, None))
+        reached = [i for i, group in enumerate(groups) if of_last[:, :, group.latents].any()]
+        distance, whole = len(groups) - 1 - min(reached), min(reached) > 0
+    else:  # latents of several groups do not tell which of them it came through
+        exact = gradient(Exact(), None)
+        distances = range(len(groups))
+        distance = next(d for d in distances if _relative(gradient(Chop(d), None), exact) < EXACT)
+        whole = distance < len(groups) - 1
     told = f"From distance {distance} on a truncation is exact." if whole else "It is longer than what was looked at."
-    return Finding("temporal receptive field, groups", "note", float(distance), told)
+    return Finding(name, "note", float(distance), told)
 
 
 def _decodes(decoder: CausalDecoder, count: int) -> bool:

@@ -40,7 +40,7 @@ class CausalEncoder(Recurrence):
 
     Args:
         vae: the diffusers model, used in place: nothing is copied and no module attribute is changed.
-        checkpoint: see ``Recurrence``.
+        checkpoint: see ``CausalDecoder``.
     """
 
     part = "encoder"

@@ -25,7 +25,7 @@ from suite.records import ROOT
 from suite.tables import markdown_table
 
 PAGE = ROOT / "docs" / "decoders.md"
-BLOCK = re.compile(r"(<!-- classes -->\n\n)((?:\|.*\n)*)")
+BLOCK = re.compile(r"(<!-- classes -->\n\n)(?:.*\n)*?(?=\n*The table is measured)")
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,7 @@ def built(row: Row) -> Any:
 def cells(row: Row) -> tuple[str, ...]:
     """A line of the table."""
     if row.name in UNSUPPORTED:
-        why = f"not supported: {UNSUPPORTED[row.name]}"
-        return (f"`{row.name}`", row.models, why, *[""] * 5)
+        return (f"`{row.name}`", row.models, "nothing: not supported", *[""] * 5)
     vae = built(row)
     decoder = decoder_for(vae)
     with warnings.catch_warnings():
@@ -209,11 +208,11 @@ def sizes(decoder: CausalDecoder) -> tuple[str, str]:
     groups: list[Any] = []
     for count in range(1, 200):
         groups = _groups(decoder, count)
-        if len(groups) >= 3:
+        if len(groups) >= 6:
             break
     groups = groups or _groups(decoder, 1)  # of images
-    taken = [g.latents.stop - g.latents.start for g in groups[:2]]
-    given = [g.frame_count for g in groups[:2]]
+    taken = [g.latents.stop - g.latents.start for g in groups[:4]]
+    given = [g.frame_count for g in groups[:4]]
     first, second = (f"{a[0]}" if a[0] == a[-1] else f"{a[0]}, then {a[-1]}" for a in (taken, given))
     return first, second
 
@@ -258,7 +257,8 @@ def main(config: Config) -> None:
         print(f"{number + 1} of {len(ROWS)}: {row.name}", flush=True)
         lines.append(cells(row))
     before = PAGE.read_text()
-    after = BLOCK.sub(lambda found: f"{found[1]}{markdown_table(HEADER, lines)}\n", before)
+    reasons = "\n".join(f"- `{name}` is not supported: {why}" for name, why in sorted(UNSUPPORTED.items()))
+    after = BLOCK.sub(lambda found: f"{found[1]}{markdown_table(HEADER, lines)}\n\n{reasons}\n", before)
     if config.check and after != before:
         raise ValueError("The table differs: run python -m report.docs.classes.")
     PAGE.write_text(after)

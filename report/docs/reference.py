@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ForwardRef
 
 import chopgrad
-from chopgrad import memory, planner, testing
+from chopgrad import audit, memory, planner, testing
 from suite.command_line import run_main
 from suite.records import ROOT
 
@@ -18,8 +18,14 @@ PARTS: dict[str, list[Any]] = {
     "Decoding": [chopgrad.decode, chopgrad.patch, chopgrad.PatchHandle],
     "The loss, group by group": [chopgrad.frame_loss, chopgrad.framewise],
     "Strategies": [chopgrad.Full, chopgrad.Exact, chopgrad.Chop, chopgrad.Sampled],
-    "Decoders": [chopgrad.decoder_for, chopgrad.CausalDecoder, chopgrad.FrameGroup],
-    "Encoding": [chopgrad.encode, chopgrad.encoder_for, chopgrad.CausalEncoder, chopgrad.LatentGroup],
+    "Decoders": [chopgrad.decoder_for, chopgrad.register_decoder, chopgrad.CausalDecoder, chopgrad.FrameGroup],
+    "Encoding": [
+        chopgrad.encode,
+        chopgrad.encoder_for,
+        chopgrad.register_encoder,
+        chopgrad.CausalEncoder,
+        chopgrad.LatentGroup,
+    ],
     "Memory": [
         planner.plan,
         planner.plan_encoder,
@@ -28,7 +34,7 @@ PARTS: dict[str, list[Any]] = {
         planner.default_strategies,
         memory.PeakMemory,
     ],
-    "Conformance": [testing.check_decoder, testing.ConformanceError],
+    "Conformance": [testing.check_decoder, testing.check_encoder, testing.ConformanceError, audit.audit, audit.Finding],
 }
 WITH_METHODS = (chopgrad.PatchHandle, chopgrad.CausalDecoder, chopgrad.CausalEncoder, memory.PeakMemory)
 RETURNED = (chopgrad.PatchHandle,)  # users do not make one
