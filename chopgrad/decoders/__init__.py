@@ -66,9 +66,9 @@ def decoder_for(
         vae: a model of a supported class (``DECODERS``), of a subclass, or a PeftModel or compiled module around one;
             used in place. Or Wan's VAE in the original repositories' or DiffSynth's classes: the object that knows the
             latents' statistics, or the model in it. Or a TAEHV.
-        clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end (TAEHV's: to [0, 1]), and which has
-            no gradient for pixels beyond. The others have none, nor has an original Wan model without the object around
-            it.
+        clamp: keep the clamp to [-1, 1] with which Wan's and Qwen-Image's decode end (TAEHV's: to [0, 1]), and which
+            has no gradient for pixels beyond. The others have none, nor has an original Wan model without the object
+            around it.
         checkpoint: recompute each ``"block"``, each ``"residual"`` unit, or what works ``"frame"`` by frame, in the
             backward pass of every graph through this decoder: less memory, up to one more forward pass, the same
             gradient (see ``CausalDecoder``). diffusers has none for Wan and Qwen-Image: their cache changes in place.

@@ -43,10 +43,10 @@ class CausalDecoder(Recurrence):
         vae: the diffusers model, used in place: nothing is copied and no module attribute is changed.
         clamp: apply the clamp to [-1, 1] with which some VAEs end their decode. It zeroes the gradient of saturated
             pixels, as it does in the VAE's own decode; False leaves it out.
-        checkpoint: recompute parts of a step in the backward pass, in every graph; the gradient is the same. ``"block"``
-            keeps only what enters each resolution level, ``"residual"`` what enters each residual block, attention and
-            upsampler: one more forward pass, and less memory for strategies that keep whole groups. ``"frame"``
-            recomputes norms, activations and Wan's spatial upsampling, frame by frame unless frames are mixed
+        checkpoint: recompute parts of a step in the backward pass, in every graph; the gradient is the same.
+            ``"block"`` keeps only what enters each resolution level, ``"residual"`` what enters each residual block,
+            attention and upsampler: one more forward pass, and less memory for strategies that keep whole groups.
+            ``"frame"`` recomputes norms, activations and Wan's spatial upsampling, frame by frame unless frames are mixed
             (CogVideoX's norm): it lowers the peak of a single piece too, and so goes with ``pieces=True``. ``"auto"``:
             ``"frame"`` where pieces are walked, else None.
     """
