@@ -6,6 +6,7 @@ The kit (``chopgrad.testing``) is for code; this is for a model as it is loaded,
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -255,8 +256,9 @@ def _receptive_field(decoder: CausalDecoder, most: int) -> Finding:
         distance, whole = len(groups) - 1 - min(reached), min(reached) > 0
     else:  # latents of several groups do not tell which of them it came through
         exact = gradient(Exact(), None)
-        distances = range(len(groups))
-        distance = next(d for d in distances if _relative(gradient(Chop(d), None), exact) < EXACT)
+        distance = bisect_left(  # where a distance is enough, so is every longer one
+            range(len(groups)), True, key=lambda d: _relative(gradient(Chop(d, recompute=True), None), exact) < 1e-12
+        )
         whole = distance < len(groups) - 1
     told = f"From distance {distance} on a truncation is exact." if whole else "It is longer than what was looked at."
     return Finding(name, "note", float(distance), told)

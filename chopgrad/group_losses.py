@@ -80,7 +80,14 @@ class GroupLosses:
         arguments: tuple[Any, ...] = (shown.clone(), part)  # a copy, so that the loss may change it
         if self.context_frames:
             arguments += (self._pair([x for _, x in before]) if before else None,)
-        loss = self.loss_fn(*arguments)
+        try:
+            loss = self.loss_fn(*arguments)
+        except Exception as error:
+            error.add_note(
+                f"loss_fn was given {frames.shape[2]} of the frames, group {i}: frame_loss passes one frame group at a "
+                "time. A loss that needs the whole clip goes through chopgrad.decode, or a patched vae.decode."
+            )
+            raise
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             got = f"shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(

@@ -71,10 +71,14 @@ def check_by_trial(ours: Recurrence) -> list[tuple[str, nn.Module]]:
         Name and module of what the VAE calls and a step does not: hooks on them would not be run.
 
     Raises:
-        ValueError: the results differ.
+        ValueError: the results differ, or the groups do not tile.
     """
     vae = ours.vae
-    weight = next(iter(ours.parameters()))
+    weight = next(ours.parameters(), None)
+    if weight is None:
+        raise ValueError(
+            f"{type(ours).__name__} has no parameters: let its modules() return the VAE's modules that a step calls."
+        )
     hooked = hasattr(vae, "_hf_hook")
     if isinstance(weight, FakeTensor) or (weight.is_meta and not hooked):
         return []  # nothing has values
@@ -126,7 +130,9 @@ def two_groups(model: Recurrence) -> int:
             refused = refused or error
     if taken == [1]:
         return 1
-    raise refused or ValueError(f"{type(model).__name__}: no length up to 256 runs in two groups.")
+    if not taken and refused is not None:
+        raise refused
+    raise ValueError(f"{type(model).__name__}: no number of {model.entering} up to 256 runs in two groups.")
 
 
 def _a(noun: str) -> str:

@@ -204,13 +204,45 @@ class Recurrence(ABC):
             offloading.pre_forward(self.vae)
 
     def run(self, x: Tensor) -> Tensor:
-        """All groups of x, [batch, channels, length, h, w], in one graph; equals what the VAE itself gives."""
+        """All groups of x, [batch, channels, length, h, w], in one graph; equals what the VAE itself gives.
+
+        Raises:
+            ValueError: a step gives another length than its group says, or the groups do not tile.
+        """
         self.prepare()
         state, found = self.initial_state(), []
-        for group in self.groups(x.shape[2]):
+        for group in tiling(self, x.shape[2]):
             y, state = self.step(x[:, :, group.takes], state)
+            count = group.yields.stop - group.yields.start
+            if y.shape[2] != count:
+                raise ValueError(
+                    f"{type(self).__name__}: the step that takes {group.takes} gives {y.shape[2]} frames or latents, "
+                    f"but its group says {count}."
+                )
             found.append(y)
         return torch.cat(found, dim=2)
+
+
+def tiling(model: Recurrence, length: int) -> Sequence[Group]:
+    """The groups of so many latents or frames.
+
+    Raises:
+        ValueError: what they take does not cover the source in order, or what they yield does not tile the result.
+    """
+    groups = model.groups(length)
+    covered = begun = end = 0
+    for group in groups:
+        takes, yields = group.takes, group.yields
+        in_order = begun <= takes.start <= covered <= takes.stop and takes.start < takes.stop
+        if not in_order or yields.start != end or yields.stop <= yields.start:
+            raise ValueError(
+                f"{type(model).__name__}: the groups of {length} {model.entering} must cover them in order, and tile "
+                f"what they yield; {group} does not fit."
+            )
+        begun, covered, end = takes.start, takes.stop, yields.stop
+    if covered != length:
+        raise ValueError(f"{type(model).__name__}: the groups of {length} {model.entering} cover {covered} of them.")
+    return groups
 
 
 def is_patched(vae: Any, method: str = "decode") -> bool:
@@ -243,6 +275,6 @@ def check_hooks(modules: Sequence[tuple[str, nn.Module]], part: str) -> None:
         kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
         if any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module):
             raise ValueError(
-                f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the {part} calls "
-                "the convolutions and norms inside it one by one: remove it, or put it on these."
+                f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the {part} does "
+                "not call it but what is inside it: remove it, or put it on a convolution or norm that is called."
             )

@@ -118,7 +118,13 @@ class _Check:
                 "parameters: there are none. Let modules() return the VAE's modules that a step calls."
             ) from None
         self.model = model
-        self.length = length or _longest(model)
+        if not isinstance(model.channels, int):
+            raise ConformanceError(f"form: channels must be an int (a property), got {model.channels!r}.")
+        try:
+            self.takes(two_groups(model))
+            self.length = length or _longest(model)
+        except ValueError as error:
+            raise ConformanceError(f"groups: {error} Mend {self.grouping}.") from error
         self.tolerance = tolerance or 2**16 * torch.finfo(weight.dtype).eps
         self.differences: dict[str, float] = {}
         size = size or model.trial_size
@@ -138,67 +144,93 @@ class _Check:
             )
 
     def run(self) -> None:
+        # Form and purity first: what breaks them shows in all that follows.
+        self.form()
+        self.purity()
         self.forward()
         self.pieces()
-        self.purity()
         self.samples()
         self.gradients()
         self.checkpoints()
 
+    def form(self) -> None:
+        """What has another type or size than it must have."""
+        model = self.model
+        if not _is_composed(model):
+            if type(model).step is Recurrence.step:
+                raise ConformanceError("form: there is neither blocks() nor step: write one of them.")
+            return
+        try:
+            pieces = [piece for block in model.blocks() for unit in block for piece in unit]
+        except TypeError as error:
+            raise ConformanceError(
+                "form: blocks() must return blocks, each a list of units, each a list of pieces: [[[piece, ...], ...]]."
+            ) from error
+        state = model.initial_state()
+        if not isinstance(state, list | tuple) or len(state) != len(pieces):
+            raise ConformanceError(
+                f"form: initial_state() must be a tuple of {len(pieces)} slices, one for each piece of blocks(), got "
+                f"{state!r}."
+            )
+        features: Any = (self.source[:1, :, model.groups(self.length)[0].takes],)
+        for number, (piece, before) in enumerate(zip(pieces, state, strict=True)):
+            with torch.no_grad():
+                found = piece(features, before)
+            fits = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], tuple)
+            if not fits or not all(isinstance(x, Tensor) for x in found[0]):
+                raise ConformanceError(
+                    f"form: piece {number} of blocks() must return (features, state slice), features a tuple of "
+                    f"tensors; got {type(found).__name__}."
+                )
+            features = found[0]
+
     def forward(self) -> None:
         model, taken = self.model, 0
         for length in range(1, self.length + 1):
-            try:
-                self.groups(length)
-            except ValueError:  # of this length the model says that it cannot be run
+            if not self.takes(length):
                 continue
             taken += 1
             x = self.source[:1, :, :length]
-            with torch.no_grad():
-                ours, theirs = model.run(x), model.own(x)
+            try:
+                with torch.no_grad():
+                    ours, theirs = model.run(x), model.own(x)
+            except ValueError as error:  # of groups that do not tile, or that a step does not fit
+                raise ConformanceError(f"groups: {error} Mend {self.grouping}, or step.") from error
             if ours.shape != theirs.shape:
                 raise ConformanceError(
                     f"shape: {length} {model.entering} give {list(ours.shape)} here, {list(theirs.shape)} by the VAE's "
-                    f"own {_verb(model)}: mend the groups, or step."
+                    f"own {_verb(model)}: mend {self.grouping}, or step."
                 )
             self.require(
                 "forward",
                 _difference(ours, theirs),
                 f"{length} {model.entering} give something else than the VAE's own {_verb(model)}: mend blocks() or "
-                "step, and what they keep in the state",
+                f"step, what they keep in the state, or {self.grouping}; is a clamp missing, or too many?",
             )
         if not taken:
-            raise ConformanceError(f"groups: no length up to {self.length} is taken.")
+            raise ConformanceError(f"groups: no length up to {self.length} is taken: mend {self.grouping}.")
 
-    def groups(self, length: int) -> None:
-        """What is taken covers the source in order; what is yielded tiles the result."""
-        name = "frame_groups" if isinstance(self.model, CausalDecoder) else "latent_groups"
-        covered = begun = end = 0
-        for group in self.model.groups(length):
-            takes, yields = group.takes, group.yields
-            in_order = begun <= takes.start <= covered <= takes.stop and takes.start < takes.stop
-            if not in_order or yields.start != end or yields.stop <= yields.start:
-                raise ConformanceError(
-                    f"groups: those of {length} {self.model.entering} must cover them in order, and tile what they "
-                    f"yield: mend {name}, whose {group} does not fit."
-                )
-            begun, covered, end = takes.start, takes.stop, yields.stop
-        if covered != length:
-            raise ConformanceError(
-                f"groups: those of {length} {self.model.entering} cover {covered} of them: mend {name}."
-            )
+    @property
+    def grouping(self) -> str:
+        return "frame_groups" if isinstance(self.model, CausalDecoder) else "latent_groups"
+
+    def takes(self, length: int) -> bool:
+        """Whether the model says that it runs on so many."""
+        try:
+            groups = self.model.groups(length)
+        except ValueError:
+            return False
+        for group in groups:
+            if not (hasattr(group, "takes") and hasattr(group, "yields")):
+                raise ConformanceError(f"form: {self.grouping} must return FrameGroup or LatentGroup, got {group!r}.")
+        return True
 
     def pieces(self) -> None:
         """The pieces, one after the other, are a step."""
         model = self.model
         if not _is_composed(model):
             return
-        state = model.initial_state()
-        pieces = model.pieces()
-        if not isinstance(state, list | tuple) or len(state) != len(pieces):
-            raise ConformanceError(
-                f"pieces: there are {len(pieces)}, so initial_state() must be a tuple of as many slices, got {state!r}."
-            )
+        state, pieces = model.initial_state(), model.pieces()
         for group in model.groups(self.length):
             x = self.source[:, :, group.takes]
             with torch.no_grad():
@@ -279,7 +311,7 @@ class _Check:
                     "exact gradient",
                     _difference(got, of_source),
                     f"with {strategy} that of {model.entering} differs from ordinary back-propagation: mend {where}; "
-                    "is something detached, or kept outside the state?",
+                    "is something detached, kept outside the state, or passed to per_frame() though it mixes frames?",
                 )
                 scale = max((g.norm().item() for g in of_parameters if g is not None), default=1.0)
                 for p, g in zip(listed, of_parameters, strict=True):
@@ -311,7 +343,7 @@ class _Check:
                     "checkpoint",
                     _difference(self._gradient(_by(model, strategy), [])[0], expected),
                     f"checkpoint='{mode}' with {strategy} has another gradient: mend what blocks() closes over, or "
-                    "what it passes to recomputed() and per_frame()",
+                    "what it passes to recomputed() and per_frame() (which is for what never mixes frames)",
                 )
 
     def _gradient(self, run: Callable[[Tensor], Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, list[Any]]:

@@ -46,7 +46,7 @@ class CausalDecoder(Recurrence):
         checkpoint: recompute parts of a step in the backward pass, in every graph; the gradient is the same.
             ``"block"`` keeps only what enters each resolution level, ``"residual"`` what enters each residual block,
             attention and upsampler: one more forward pass, and less memory for strategies that keep whole groups.
-            ``"frame"`` recomputes norms, activations and Wan's spatial upsampling, frame by frame unless frames are mixed
+            ``"frame"`` recomputes norms, activations and Wan's spatial upsampling, frame by frame unless they are mixed
             (CogVideoX's norm): it lowers the peak of a single piece too, and so goes with ``pieces=True``. ``"auto"``:
             ``"frame"`` where pieces are walked, else None.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ForwardRef
 
 import chopgrad
-from chopgrad import audit, memory, planner, testing
+from chopgrad import audit, memory, planner, recurrence, testing
 from suite.command_line import run_main
 from suite.records import ROOT
 
@@ -19,6 +19,7 @@ PARTS: dict[str, list[Any]] = {
     "The loss, group by group": [chopgrad.frame_loss, chopgrad.framewise],
     "Strategies": [chopgrad.Full, chopgrad.Exact, chopgrad.Chop, chopgrad.Sampled],
     "Decoders": [chopgrad.decoder_for, chopgrad.register_decoder, chopgrad.CausalDecoder, chopgrad.FrameGroup],
+    "What decoders and encoders share": [recurrence.Recurrence],
     "Encoding": [
         chopgrad.encode,
         chopgrad.encoder_for,
@@ -36,7 +37,13 @@ PARTS: dict[str, list[Any]] = {
     ],
     "Conformance": [testing.check_decoder, testing.check_encoder, testing.ConformanceError, audit.audit, audit.Finding],
 }
-WITH_METHODS = (chopgrad.PatchHandle, chopgrad.CausalDecoder, chopgrad.CausalEncoder, memory.PeakMemory)
+WITH_METHODS = (
+    chopgrad.PatchHandle,
+    chopgrad.CausalDecoder,
+    chopgrad.CausalEncoder,
+    recurrence.Recurrence,
+    memory.PeakMemory,
+)
 RETURNED = (chopgrad.PatchHandle,)  # users do not make one
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Cost):(.*)")
 NAMED = ("Args", "Attributes", "Raises")  # sections of "name: what it is"

@@ -471,3 +471,16 @@ def test_the_order_of_arguments_is_told(setting):
     _, decoder, z, target = setting
     with pytest.raises(TypeError, match=r"frame_loss\(decoder, latents, target, loss_fn\) got tensor"):
         frame_loss(decoder, z, F.mse_loss, target)
+
+
+def test_an_error_in_a_loss_tells_what_it_was_given():
+    vae = build("wan2.1")
+    z = latents_for(vae, 3).requires_grad_()
+
+    def of_the_whole_clip(frames, target):
+        return frames[:, :, 3].mean()
+
+    with pytest.raises(IndexError) as caught:
+        chopgrad.frame_loss(chopgrad.decoder_for(vae), z, None, of_the_whole_clip)
+    assert "loss_fn was given 1 of the frames, group 0" in caught.value.__notes__[0]
+    assert "chopgrad.decode" in caught.value.__notes__[0]

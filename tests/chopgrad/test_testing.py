@@ -5,9 +5,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import chopgrad
-from chopgrad import testing
+from chopgrad import FrameGroup, testing
 from chopgrad.decoders import WanDecoder
 from chopgrad.encoders import WanEncoder
+from chopgrad.recurrence import Recurrence
 from chopgrad.testing import ConformanceError, check_decoder, check_encoder
 from tests.models import VAES, build
 
@@ -44,7 +45,10 @@ def test_a_wrong_encoder_is_caught():
     vae = build("wan2.1")
     with pytest.raises(ConformanceError, match=r"^exact gradient: with .* that of video differs.*mend step"):
         check_encoder(ForgetsWhatItSaw(vae))
-    with pytest.raises(ConformanceError, match=r"^groups: .* mend latent_groups"):
+    with pytest.raises(
+        ConformanceError,
+        match=r"^groups: LosesALatent: no number of video up to 256 runs in two groups. Mend latent_groups",
+    ):
         check_encoder(LosesALatent(vae), frames=5)
 
 
@@ -137,9 +141,66 @@ class DetachesAWeight(WanDecoder):
         return frames + (extra - extra.detach()), state
 
 
+class TupleGroups(WanDecoder):
+    def frame_groups(self, latent_frames):
+        return [tuple(group) for group in super().frame_groups(latent_frames)]
+
+
+class OneFrameEach(WanDecoder):
+    def frame_groups(self, latent_frames):
+        return [FrameGroup(slice(i, i + 1), slice(i, i + 1)) for i in range(latent_frames)]
+
+
+class NoState(WanDecoder):
+    def initial_state(self):
+        return None
+
+
+class FlatBlocks(WanDecoder):
+    def blocks(self):
+        return [piece for block in super().blocks() for unit in block for piece in unit]
+
+
+class BarePieces(WanDecoder):
+    def blocks(self):
+        first, *others = super().blocks()
+
+        def bare(features, state):
+            (x,), state = first[0][0](features, state)
+            return x, state
+
+        return [[[bare]], *others]
+
+
+class Nothing(WanDecoder):
+    step, blocks = Recurrence.step, Recurrence.blocks
+
+
+class NoParameters(WanDecoder):
+    def modules(self):
+        return []
+
+
+class LeavesItOnModules(WanDecoder):
+    """Its frames are wrong because it does, and that is told first."""
+
+    def step(self, z, state):
+        frames, state = super().step(z + getattr(self.vae, "left", 0), state)
+        self.vae.left = frames.mean().detach()
+        return frames, state
+
+
 @pytest.mark.parametrize(
     ("wrong", "property_name"),
     [
+        (TupleGroups, "form: frame_groups must return FrameGroup"),
+        (OneFrameEach, "groups: OneFrameEach: the step that takes .* gives 2 frames or latents, but its group says 1"),
+        (NoState, "form: initial_state.. must be a tuple of [0-9]+ slices"),
+        (FlatBlocks, "form: blocks.. must return blocks, each a list of units"),
+        (BarePieces, "form: piece 0 of blocks.. must return .features, state slice."),
+        (Nothing, "form: there is neither blocks.. nor step"),
+        (NoParameters, "parameters: there are none"),
+        (LeavesItOnModules, "purity"),
         (OtherPieces, "pieces: step gives something else than blocks"),
         (LeavesWeightsOut, "parameters: post_quant_conv.weight, post_quant_conv.bias get a gradient"),
         (MixesSamples, "samples"),
@@ -150,7 +211,7 @@ class DetachesAWeight(WanDecoder):
         (DetachesState, "exact gradient"),
         (ChangesItsState, "(forward|purity)"),
         (KeepsTensors, "purity"),
-        (WrongGroups, "groups: those of 3 latents cover 2 of them"),
+        (WrongGroups, "groups: WrongGroups: the groups of 3 latents cover 2 of them. Mend frame_groups"),
         (WrongScale, "normalisation"),
     ],
 )
@@ -164,3 +225,20 @@ def test_a_tensor_with_the_id_of_one_that_is_gone_is_seen(monkeypatch):
     monkeypatch.setattr(testing, "id", lambda _: 0, raising=False)
     with pytest.raises(ConformanceError, match=r"^purity: step leaves tensors on the model's modules"):
         check_decoder(KeepsTensors(build("wan2.1")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (OneFrameEach, "gives 2 frames or latents, but its group says 1"),
+        (NoParameters, "has no parameters: let its modules.. return"),
+        (WrongGroups, "cover 2 of them"),
+    ],
+)
+def test_decoder_for_refuses_what_is_registered_and_wrong(wrong, sentence, monkeypatch):
+    monkeypatch.setitem(chopgrad.DECODERS, "AutoencoderKLWan", wrong)
+    if wrong is WrongGroups:
+        monkeypatch.setattr(wrong, "frame_groups", lambda self, n: WanDecoder.frame_groups(self, n)[: max(1, n - 1)])
+        sentence = "cover 2 of them"
+    with pytest.raises(ValueError, match=sentence):
+        chopgrad.decoder_for(build("wan2.1"))
