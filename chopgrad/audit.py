@@ -6,10 +6,9 @@ The kit (``chopgrad.testing``) is for code; this is for a model as it is loaded,
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,10 +22,10 @@ from chopgrad.decode import decode
 from chopgrad.decoders import CausalDecoder, decoder_for
 from chopgrad.loss import frame_loss
 from chopgrad.own import bare, tensors_left_away, tensors_on, two_groups
-from chopgrad.strategies import Chop, Exact
+from chopgrad.strategies import RECOMMENDED, Chop, Exact, Strategy
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-Verdict = Literal["right", "BROKEN", "note"]
+Verdict = Literal["right", "BROKEN", "refused", "note"]
 EXACT = 1e-5
 """Relative, in float64: upstream casts to float32 inside (Wan's upsampler), and adds in another order."""
 CENTRAL = 1e-2
@@ -39,7 +38,8 @@ class Finding:
 
     Attributes:
         name: what.
-        verdict: "right"; "BROKEN": a gradient or the frames are not what they should be; "note": worth knowing.
+        verdict: "right"; "BROKEN": a gradient or the frames are not what they should be; "refused": chopgrad does not
+            take the VAE as it is, and says so to whoever tries; "note": worth knowing.
         value: the number, where it is one.
         sentence: what was found, and what follows from it.
     """
@@ -88,12 +88,13 @@ def audit(
         decoder_for(vae)
         found.append(Finding("hooks and overrides", "right", None, "Nothing would be passed by."))
     except ValueError as error:
-        found.append(Finding("hooks and overrides", "BROKEN", None, str(error)))
-    copy = _in_float64(vae)
+        found.append(Finding("hooks and overrides", "refused", None, str(error)))
+    in_float64 = _in_float64(vae)
     try:
-        decoder = decoder_for(copy)
+        decoder = decoder_for(in_float64)
     except ValueError as error:
-        found.append(Finding("decoder", "BROKEN", None, str(error)))
+        if found[0].verdict != "refused":
+            found.append(Finding("decoder", "refused", None, str(error)))
         return found
     latents, target = _source(decoder, video, size)
     said("forward parity")
@@ -107,6 +108,10 @@ def audit(
     said("upstream checkpointing")
     found.append(_upstream_checkpointing(decoder, latents))
     return found
+
+
+def is_refused(findings: Sequence[Finding]) -> bool:
+    return any(x.verdict == "refused" for x in findings)
 
 
 def is_broken(findings: Sequence[Finding]) -> bool:
@@ -129,11 +134,14 @@ def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def _in_float64(vae: nn.Module) -> nn.Module:
     if any(p.is_meta for p in vae.parameters()):
         raise ValueError("The VAE has weights on meta (offloaded, or not loaded): load it whole, and audit it then.")
-    copy = deepcopy(vae)
-    vars(copy).pop("decode", None)  # of chopgrad.patch: it decodes the same
+    bad = next((name for name, p in vae.named_parameters() if not p.isfinite().all()), None)
+    if bad is not None:
+        raise ValueError(f"'{bad}' has weights that are not finite: load the VAE again.")
+    other = deepcopy(vae)
+    vars(other).pop("decode", None)  # of chopgrad.patch: it decodes the same
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nn.Module.to(copy, dtype=torch.float64).eval().requires_grad_(False)
+        return nn.Module.to(other, dtype=torch.float64).eval().requires_grad_(False)
 
 
 def _source(decoder: CausalDecoder, video: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
@@ -155,13 +163,20 @@ def _source(decoder: CausalDecoder, video: Tensor | None, size: int) -> tuple[Te
         raise ValueError(f"video must be [1, 3, frames, height, width], got {list(video.shape)}.")
     if not video.is_floating_point() or video.abs().max() > 1.001:
         raise ValueError("video must be floating point in [-1, 1]: from 8-bit frames x.float() / 127.5 - 1.")
-    with torch.no_grad():
-        latents = decoder.vae.encode(video.to(weight)).latent_dist.mean
-        decoded = decoder.decode(latents).shape
-    if decoded != video.shape:
+    if not callable(getattr(decoder.vae, "encode", None)) or getattr(decoder.vae, "encoder", None) is None:
+        raise ValueError(f"This {type(decoder.vae).__name__} has no encoder for a clip: audit it without one.")
+    what = f"{list(video.shape)}, [batch, channels, frames, height, width]"
+    try:
+        with torch.no_grad():
+            latents = decoder.vae.encode(video.to(weight)).latent_dist.mean
+            decoded = decoder.decode(latents).shape
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"the video is {list(video.shape)}, but what it encodes to decodes to {list(decoded)}: cut it to that."
-        )
+            f"the VAE does not take a clip of {what}, try other frames or another size: {first}"
+        ) from error
+    if decoded != video.shape:
+        raise ValueError(f"a clip of {what} becomes {list(decoded)}: pass as many frames, and of a size, as come back.")
     return latents, video.to(weight)
 
 
@@ -184,10 +199,12 @@ def _forward(decoder: CausalDecoder, latents: Tensor) -> Iterator[Finding]:
         theirs, ours = decoder.own_decode(latents), decoder.decode(latents)
     error = _relative(ours, theirs)
     yield _judged("forward parity", error, EXACT, "Frames are those of the VAE's own decode.", "Frames are others.")
-    clamps = decoder.clamp and bool((theirs.abs() <= 1).all())
-    share = (theirs.abs() >= 1).double().mean().item() if clamps else 0.0
+    free = copy(decoder)
+    free.clamp = False
+    with torch.no_grad():
+        share = (free.decode(latents) != ours).double().mean().item()
     ends = f"{100 * share:.2g} % of the values are clamped and get no gradient; clamp=False leaves the clamp out."
-    yield Finding("saturated pixels", "note", share, ends if clamps else "Decode ends without a clamp on this input.")
+    yield Finding("saturated pixels", "note", share, ends if share else "No value is clamped on this input.")
     kept = "Its own decode leaves none on its modules." if left == 0 else "Its own decode leaves them on its modules."
     yield Finding("tensors left behind", "note", float(left), kept)
 
@@ -199,20 +216,64 @@ def _gradient(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: 
     (ours,) = torch.autograd.grad(loss_fn(decode(decoder, leaf, Exact()), target), leaf)
     error = _relative(ours, plain)
     yield _judged("exact gradient", error, EXACT, "It is that of plain back-propagation.", "Plain's is another.")
+    (ours,) = torch.autograd.grad(loss_fn(decode(decoder, leaf, _recommended(decoder)), target), leaf)
+    error = _relative(ours, plain)
+    yield _judged("by default", error, EXACT, "So is that of the default strategy.", "That of the default is another.")
+    yield _of_weights(decoder, latents, target, loss_fn)
     (ours,) = torch.autograd.grad(frame_loss(decoder, leaf, target, loss_fn, Exact()), leaf)
     error = _relative(ours, plain)
     same, other = "The loss may be streamed with frame_loss.", "Streamed, it is another: is it no mean over frames?"
     yield Finding("streamed loss", "right" if error < EXACT else "note", error, same if error < EXACT else other)
     along = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(latents)
     along = along * (plain.norm() / along.norm()) + plain  # not across it
-    step = 1e-4 * latents.norm() / along.norm()
-    with torch.no_grad():
-        ends = [loss_fn(decoder.own_decode(latents + sign * step * along), target) for sign in (1, -1)]
-    slope, expected = (ends[0] - ends[1]) / (2 * step), (plain * along).sum()
-    error = abs((slope - expected) / expected).item()
+    expected, errors = (plain * along).sum(), []
+    for size in (1e-4, 1e-6, 1e-8):  # the more a model bends, the smaller
+        step = size * latents.norm() / along.norm()
+        with torch.no_grad():
+            ends = [loss_fn(decoder.own_decode(latents + sign * step * along), target) for sign in (1, -1)]
+        errors.append(abs(((ends[0] - ends[1]) / (2 * step) - expected) / expected).item())
+    error = min(errors)
     right = "Plain back-propagation agrees with them."
     wrong = "Plain back-propagation does not: something in the decoder is not what autograd differentiates."
     yield _judged("central differences", error, CENTRAL, right, wrong)
+
+
+def _recommended(decoder: CausalDecoder) -> Strategy:
+    """The default, or what is nearest to it where the decoder is not taken apart."""
+    try:
+        decoder.pieces()
+    except NotImplementedError:
+        return Exact(offload=True)
+    return RECOMMENDED
+
+
+def _of_weights(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn) -> Finding:
+    """Of every weight: what plain back-propagation reaches, and by how much ours is off."""
+    vae = decoder.vae
+    named = [(name, p) for name, p in vae.named_parameters() if p.is_floating_point()]
+    vae.requires_grad_(True)
+    try:
+        of_all = torch.autograd.grad(
+            loss_fn(decoder.own_decode(latents), target), [p for _, p in named], allow_unused=True
+        )
+        plain = {id(p): g for (_, p), g in zip(named, of_all, strict=True) if g is not None}
+        listed = list(decoder.parameters())
+        ours = torch.autograd.grad(
+            loss_fn(decode(decoder, latents, Exact()), target), listed, allow_unused=True, materialize_grads=True
+        )
+    finally:
+        vae.requires_grad_(False)
+    left_out = [name for name, p in named if id(p) in plain and all(p is not q for q in listed)]
+    if left_out:
+        told = f"{len(left_out)} get none here, {left_out[0]} among them: let the decoder's modules() return theirs."
+        return Finding("gradients of weights", "BROKEN", float(len(left_out)), told)
+    scale = max((g.norm().item() for g in plain.values()), default=1.0)
+    error = max(
+        ((g - plain.get(id(p), torch.zeros_like(g))).norm() / max(g.norm().item(), 1e-3 * scale, 1e-300)).item()
+        for p, g in zip(listed, ours, strict=True)
+    )
+    right, wrong = "They are those of plain back-propagation.", "Plain back-propagation's are others."
+    return _judged("gradients of weights", error, EXACT, right, wrong)
 
 
 def _truncation(
@@ -245,23 +306,25 @@ def _receptive_field(decoder: CausalDecoder, most: int) -> Finding:
     z = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(weight).requires_grad_()
     groups = decoder.frame_groups(count)
 
-    def gradient(strategy: Any, chosen: slice | None) -> Tensor:
-        frames = decode(decoder, z, strategy, groups=chosen)
-        adjoint = torch.randn(frames.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(frames)
-        return torch.autograd.grad(frames, z, adjoint)[0]
-
     if all(a.latents.stop <= b.latents.start for a, b in pairwise(groups)):
-        of_last = gradient(Exact(), slice(len(groups) - 1, None))
-        reached = [i for i, group in enumerate(groups) if of_last[:, :, group.latents].any()]
-        distance, whole = len(groups) - 1 - min(reached), min(reached) > 0
-    else:  # latents of several groups do not tell which of them it came through
-        exact = gradient(Exact(), None)
-        distance = bisect_left(  # where a distance is enough, so is every longer one
-            range(len(groups)), True, key=lambda d: _relative(gradient(Chop(d, recompute=True), None), exact) < 1e-12
-        )
-        whole = distance < len(groups) - 1
+        frames = decode(decoder, z, Exact(), groups=slice(len(groups) - 1, None))
+        (of_last,) = torch.autograd.grad(frames, z, _adjoint(frames))
+        parts = [of_last[:, :, group.latents] for group in groups]
+    else:  # latents of several groups do not tell through which of them they came: each has its own
+        leaves = [z[:, :, group.latents].detach().clone().requires_grad_() for group in groups]
+        state = decoder.initial_state()
+        for leaf in leaves:
+            frames, state = decoder.step(leaf, state)
+        found = torch.autograd.grad(frames, leaves, _adjoint(frames), allow_unused=True)
+        parts = [torch.zeros_like(z) if g is None else g for z, g in zip(leaves, found, strict=True)]
+    first = next(i for i, part in enumerate(parts) if part.any())
+    distance, whole = len(groups) - 1 - first, first > 0
     told = f"From distance {distance} on a truncation is exact." if whole else "It is longer than what was looked at."
     return Finding(name, "note", float(distance), told)
+
+
+def _adjoint(frames: Tensor) -> Tensor:
+    return torch.randn(frames.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(frames)
 
 
 def _decodes(decoder: CausalDecoder, count: int) -> bool:

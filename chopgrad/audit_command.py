@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from chopgrad.audit import as_rows, as_table, audit, is_broken
+from chopgrad.audit import as_rows, as_table, audit, is_broken, is_refused
 from chopgrad.clip import read_clip
 from chopgrad.planner.architectures import ARCHITECTURES, build, config_of
 
@@ -31,12 +31,15 @@ def add_to(commands: Any) -> None:
     command.add_argument("--frames", type=int, default=17, help="how many of its frames (default 17)")
     command.add_argument("--size", default="64x64", metavar="HxW", help="of the cut, in pixels (default 64x64)")
     command.add_argument("--loss", choices=sorted(LOSSES), default="mse")
+    how = "set on the VAE before anything else, such as use_framewise_decoding=true; repeatable"
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help=how)
+    command.add_argument("--call", action="append", default=[], metavar="NAME", help="the same, such as enable_tiling")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """0: nothing is broken; 1: something is; 2: bad input."""
+    """0: nothing is broken; 1: something is; 2: bad input, or a VAE that chopgrad does not take as it is."""
     try:
         match = re.fullmatch(r"(\d+)x(\d+)", options.size)
         if not match:
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         video = None
         if options.clip is not None:
             video = read_clip(options.clip, options.frames, int(match[1]), int(match[2]))
-        vae = load(options.vae, options.subfolder)
+        vae = prepared(load(options.vae, options.subfolder), options.settings, options.call)
         said = _say if sys.stderr.isatty() else lambda _: None
         found = audit(vae, video, LOSSES[options.loss], said=said)
         said("")
@@ -59,8 +62,26 @@ def run(options: argparse.Namespace) -> int:
         print(f"{type(vae).__name__} ({options.vae}, {weights}), {options.clip or 'random latents'}, {options.loss}:\n")
         print(as_table(found))
         broken = [x.name for x in found if x.verdict == "BROKEN"]
-        print(f"\nBroken: {', '.join(broken)}." if broken else "\nNothing is broken.")
-    return int(is_broken(found))
+        ends = "Refused as it is: see --set and --call." if is_refused(found) else "Nothing is broken."
+        print(f"\nBroken: {', '.join(broken)}." if broken else f"\n{ends}")
+    return 1 if is_broken(found) else 2 if is_refused(found) else 0
+
+
+def prepared(vae: Any, settings: list[str], calls: list[str]) -> Any:
+    """With windows, tiles or whatever a user asks for."""
+    for name in calls:
+        if not callable(getattr(vae, name, None)):
+            raise ValueError(f"--call {name}: {type(vae).__name__} has no such method.")
+        getattr(vae, name)()
+    for text in settings:
+        name, _, value = text.partition("=")
+        if not hasattr(vae, name):
+            raise ValueError(f"--set {text}: {type(vae).__name__} has no '{name}'.")
+        try:
+            setattr(vae, name, json.loads(value))
+        except json.JSONDecodeError:
+            raise ValueError(f"--set {text}: the value must be JSON, such as true or 16.") from None
+    return vae
 
 
 def load(vae: str, subfolder: str | None) -> nn.Module:

@@ -117,7 +117,7 @@ class Sweep:
             keep: return the carries with which ``gradients`` can begin later: those that the plan keeps where all
                 groups are one block, else the one that enters the first group in reach.
         """
-        self._forward.repeats |= keep
+        self._forward.repeats = keep
         with self.host:
             kept = Kept({0: self._forward.initial_carry()})
             for i in range(len(self.groups)):

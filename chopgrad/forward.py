@@ -72,9 +72,10 @@ class Forward:
             to_the_end: False: stop before the last piece, and pass on no carry.
 
         Raises:
-            RuntimeError: a buffer changes whenever the decoder runs, and groups run more than once.
+            RuntimeError: a buffer changes, or random numbers are drawn, and groups run more than once.
         """
         features: Features = (self.taken(i),)
+        random = self._random_state() if self.repeats else None
         if inputs is not None:
             inputs.append(features)
         onward = to_the_end and i + 1 < len(self._groups)
@@ -89,6 +90,11 @@ class Forward:
                     inputs.append(self._waiting(features, dict(zip(map(id, entering), inputs[-1], strict=True))))
                 del entering, state, new
         self._check_buffers()
+        if random is not None and not torch.equal(random, self._random_state()):
+            raise RuntimeError(
+                f"The {self._model.part} draws random numbers whenever it runs (a hook, dropout of its own?), so that "
+                "a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, Full()."
+            )
         return features[0], after
 
     def inputs(self, i: int, carry: Carry) -> list[Features]:
@@ -102,6 +108,10 @@ class Forward:
         new = [x for x in features if id(x) not in waiting]
         waiting |= dict(zip(map(id, new), self._host.put(new), strict=True))
         return tuple(waiting[id(x)] for x in features)
+
+    def _random_state(self) -> Tensor:
+        device = self._source.device
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
     def _check_buffers(self) -> None:
         if not self.repeats:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from chopgrad.own import working_dtype
 from chopgrad.recurrence import Group, Recurrence
 from chopgrad.strategies import Sampled, Strategy
 
@@ -40,7 +41,7 @@ def check_inputs(model: Recurrence, source: Tensor, strategy: Strategy) -> Seque
         raise ValueError(
             f"{name} {are} on {source.device}, but the {model.part} is on {weight.device}: move one of them."
         )
-    dtype = getattr(model.vae, "dtype", weight.dtype)  # where weights are stored in another, the one they work in
+    dtype = working_dtype(model)
     if source.dtype != dtype and not torch.is_autocast_enabled(source.device.type):
         raise TypeError(
             f"{name} {are} {source.dtype}, but the {model.part} is {dtype}: cast one of them, or use autocast."

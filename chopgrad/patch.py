@@ -79,5 +79,7 @@ def patch(vae: nn.Module, strategy: Strategy = RECOMMENDED, **settings: Any) -> 
             "latents) in place of its own method."
         )
     if is_patched(model):
-        raise ValueError("vae.decode is patched already: call remove() on the handle of the first patch.")
+        raise ValueError(
+            "vae.decode is patched already: call remove() on the handle of the first patch (of a copy: del vae.decode)."
+        )
     return PatchHandle(model, Patch(decoder_for(model, **settings), strategy))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,15 @@ Blocks = list[list[list[Piece]]]
 """A model's blocks, each a list of units (a residual block, an attention, an upsampler), each a list of pieces."""
 
 Checkpoint = Literal["auto", "frame", "residual", "block"] | None
+
+
+class PassedBy(NamedTuple):
+    """A module that the VAE itself calls and a step does not."""
+
+    name: str
+    module: nn.Module
+    kind: type
+    """Its class when it was looked at."""
 
 
 class Group(Protocol):
@@ -72,7 +81,7 @@ class Recurrence(ABC):
             raise ValueError(f"checkpoint must be 'auto', 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
         self.vae: Any = vae  # a diffusers model: its attributes are not typed
         self.checkpoint = checkpoint
-        self.passed_by: list[tuple[str, nn.Module]] = []
+        self.passed_by: list[PassedBy] = []
         """Modules that the VAE itself calls and a step does not, by name: see ``decoder_for``."""
 
     @property
@@ -267,11 +276,16 @@ def walk(pieces: Sequence[Piece], features: Features, state: Sequence[Any]) -> t
     return features, after
 
 
-def check_hooks(modules: Sequence[tuple[str, nn.Module]], part: str) -> None:
+def check_hooks(modules: Sequence[PassedBy], part: str) -> None:
     """Raises:
-    ValueError: one of these modules has a hook, which would not be run.
+    ValueError: one of these modules has a hook, which would not be run, or has become another.
     """
-    for name, module in modules:
+    for name, module, kind in modules:
+        if type(module) is not kind:
+            raise ValueError(
+                f"'{name}' of the VAE has become a {type(module).__name__} since decoder_for or encoder_for looked "
+                "at it: call that again."
+            )
         kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
         if any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module):
             raise ValueError(

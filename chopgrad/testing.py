@@ -125,6 +125,8 @@ class _Check:
             self.length = length or _longest(model)
         except ValueError as error:
             raise ConformanceError(f"groups: {error} Mend {self.grouping}.") from error
+        if tolerance is None and weight.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(f"In {weight.dtype} rounding hides a wrong cache: pass a model in float64 or float32.")
         self.tolerance = tolerance or 2**16 * torch.finfo(weight.dtype).eps
         self.differences: dict[str, float] = {}
         size = size or model.trial_size
@@ -209,6 +211,51 @@ class _Check:
             )
         if not taken:
             raise ConformanceError(f"groups: no length up to {self.length} is taken: mend {self.grouping}.")
+        self.further()
+
+    def further(self) -> None:
+        """A longer sequence, other heights than widths, and values that a clamp reaches; where the VAE takes them."""
+        model, (_, channels, _, size, _) = self.model, self.source.shape
+        long = next((n for n in range(self.length, 4 * self.length) if self.takes(n) and len(model.groups(n)) >= 8), 0)
+        for name, length, wide in (("forward, longer", long, 1), ("forward, not square", self.length, 2)):
+            x = torch.randn(
+                (1, channels, length, size, wide * size),
+                generator=torch.Generator().manual_seed(2),
+                dtype=torch.float64,
+            ).to(self.source)
+            theirs = self.of_vae(x) if length else None
+            if theirs is not None:
+                with torch.no_grad():
+                    ours = model.run(x)
+                same = ours.shape == theirs.shape and _difference(ours, theirs)
+                difference = float("inf") if same is False else same
+                self.require(name, difference, f"{list(x.shape)} give something else than the VAE's own {_verb(model)}")
+        if isinstance(model, CausalDecoder):
+            self.clamps(model)
+
+    def clamps(self, model: CausalDecoder) -> None:
+        x = 1e3 * self.source[:1]
+        with_clamp, without = copy(model), copy(model)
+        with_clamp.clamp, without.clamp = True, False
+        theirs = None if not model.clamp else self.of_vae(x)
+        if theirs is None:
+            return
+        with torch.no_grad():
+            ours, free = with_clamp.run(x), without.run(x)
+        self.require(
+            "clamp", _difference(ours, theirs), "of large latents frames are others: end the step with self.clamped"
+        )
+        saturated = (theirs == theirs.max()) | (theirs == theirs.min())
+        if saturated.double().mean() > 0.01 and torch.equal(free, ours):
+            raise ConformanceError("clamp: clamp=False changes nothing: end the step with self.clamped.")
+
+    def of_vae(self, x: Tensor) -> Tensor | None:
+        """None where the VAE itself does not take it."""
+        try:
+            with torch.no_grad():
+                return self.model.own(x)
+        except (RuntimeError, ValueError, NotImplementedError):
+            return None
 
     @property
     def grouping(self) -> str:
@@ -313,6 +360,7 @@ class _Check:
                     f"with {strategy} that of {model.entering} differs from ordinary back-propagation: mend {where}; "
                     "is something detached, kept outside the state, or passed to per_frame() though it mixes frames?",
                 )
+                tiny = torch.finfo(got.dtype).tiny  # where every frame is clamped, all gradients are zero
                 scale = max((g.norm().item() for g in of_parameters if g is not None), default=1.0)
                 for p, g in zip(listed, of_parameters, strict=True):
                     expected = plain.get(id(p))
@@ -320,7 +368,7 @@ class _Check:
                     a, b = (zero if x is None else x for x in (g, expected))
                     self.require(
                         "exact gradient of weights",
-                        ((a - b).norm() / max(b.norm().item(), 1e-4 * scale)).item(),
+                        ((a - b).norm() / max(b.norm().item(), 1e-4 * scale, tiny)).item(),
                         f"with {strategy} that of '{names.get(id(p), '?')}' differs from ordinary back-propagation: "
                         f"mend {where}",
                     )

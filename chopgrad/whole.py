@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ def run_whole(
     check_tangent(source)
     check_dropout(model, strategy)
     parameters = trained_parameters(model, source, depth=5)
-    call = _Call(model, spans, strategy, chosen, first, source.requires_grad, parameters)
+    # A copy: what is set on it later is for later calls.
+    call = _Call(copy(model), spans, strategy, chosen, first, source.requires_grad, parameters)
     if torch.is_grad_enabled() and (source.requires_grad or parameters):
         return _Run.apply(call, source, *parameters)
     with torch.no_grad():
@@ -98,7 +100,7 @@ class _Run(torch.autograd.Function):
         ctx.call, ctx.autocast = call, _Autocast.now(source.device.type)
         ctx.states, tensors = _Packed.of(carries)
         # Weights are saved for the check that they have not been changed, states so that autograd frees them.
-        ctx.weights = _weights(call.model)
+        ctx.weights, ctx.settings = _weights(call.model), _settings(call.model)
         ctx.save_for_backward(source, *tensors, *ctx.weights)
         return found
 
@@ -109,6 +111,9 @@ class _Run(torch.autograd.Function):
         sources = [source, *call.parameters]
         call.model.onload()
         check_dropout(call.model, call.strategy)
+        changed = [name for name, value in _settings(call.model).items() if ctx.settings.get(name) != value]
+        if changed:
+            raise RuntimeError(f"vae.{changed[0]} was changed before the backward pass: do so afterwards.")
         # Weights that wait on meta are new objects whenever accelerate's hooks have brought them.
         now = _weights(call.model)
         if len(now) != len(ctx.weights) or any(a is not b and not b.is_meta for a, b in zip(now, ctx.weights)):
@@ -165,6 +170,13 @@ class _Packed:
         given = iter(tensors)
         leaves = [next(given) if t else x for x, t in zip(self.leaves, self.is_tensor, strict=True)]
         return tree_unflatten(leaves, self.spec)
+
+
+def _settings(model: Recurrence) -> dict[str, Any]:
+    """What is set on the VAE itself, such as tiles and windows."""
+    plain = bool | int | float | str | tuple | None
+    values = vars(model.vae).items()
+    return {name: x for name, x in values if isinstance(x, plain) and name[0] != "_" and name != "training"}
 
 
 def _weights(model: Recurrence) -> list[Tensor]:

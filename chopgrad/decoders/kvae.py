@@ -106,7 +106,8 @@ class KVAEDecoder(CausalDecoder):
     def _convolve(self, convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
         x, kept = with_past(x, cached, convolution.time_pad)
         h, w = convolution.height_pad, convolution.width_pad
-        return convolution.conv(F.pad(x, (w, w, h, h, 0, 0), mode=self.padding) if h or w else x), kept
+        y = convolution.conv(F.pad(x, (w, w, h, h, 0, 0), mode=self.padding) if h or w else x)
+        return y.to(x.dtype), kept  # under autocast, too, as upstream
 
     def _upsample_time(self, upsampler: Any, features: Features, cached: Any) -> tuple[Features, Any]:
         x, z = features

@@ -53,18 +53,12 @@ class LTXDecoder(WindowDecoder):
         return unpatched(self.vae, "decode")(latents, self._condition(latents), return_dict=False)[0]
 
     def answer(  # type: ignore[override]
-        self,
-        decode: Callable[[Tensor], Tensor],
-        z: Tensor,
-        temb: Tensor | None = None,
-        causal: bool | None = None,
-        return_dict: bool = True,
+        self, decode: Callable[[Tensor], Tensor], z: Tensor, temb: Tensor | None = None, return_dict: bool = True
     ) -> Any:
-        conditioned = self.vae.config.timestep_conditioning
-        if conditioned and (temb is None or bool((temb != torch.tensor(self.timestep).to(temb)).any())):
-            raise ValueError(f"decode was given the timestep {temb}: set vae.decode.decoder.timestep to the same.")
-        if causal and not self.vae.decoder.is_causal:
-            raise ValueError("decode was given causal=True, but the decoder is not causal: leave it out.")
+        if self.vae.config.timestep_conditioning:
+            own = None if temb is None else torch.tensor(self.timestep, dtype=temb.dtype, device=temb.device)
+            if temb is None or own is None or not torch.equal(temb, own.expand_as(temb)):
+                raise ValueError(f"decode was given the timestep {temb}: set vae.decode.decoder.timestep to the same.")
         return super().answer(decode, z, return_dict)
 
     def tile(self, x: Tensor) -> Tensor:
@@ -127,6 +121,18 @@ class LTXDecoder(WindowDecoder):
 
 class LTX2Decoder(LTXDecoder):
     """``AutoencoderKLLTX2Video``: the same with other norms, and convolutions that are told whether they are causal."""
+
+    def answer(  # type: ignore[override]
+        self,
+        decode: Callable[[Tensor], Tensor],
+        z: Tensor,
+        temb: Tensor | None = None,
+        causal: bool | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        if causal and not self.vae.decoder.is_causal:
+            raise ValueError("decode was given causal=True, but the decoder is not causal: leave it out.")
+        return super().answer(decode, z, temb, return_dict)
 
     @property
     def _settings(self) -> dict[str, Any]:

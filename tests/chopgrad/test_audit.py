@@ -10,9 +10,52 @@ from torch import nn
 
 import chopgrad
 from chopgrad.__main__ import main
-from chopgrad.audit import as_table, audit, is_broken
+from chopgrad.audit import as_table, audit, is_broken, is_refused
 from chopgrad.clip import read_clip
+from chopgrad.decoders import WanDecoder
 from tests.models import build
+
+
+class OtherPieces(WanDecoder):
+    def step(self, z, state):
+        return WanDecoder(self.vae, self.clamp).step(z, state)
+
+    def blocks(self):
+        def halved(features, state):
+            features, state = WanDecoder.blocks(self)[-1][0][0](features, state)
+            return (features[0] / 2,), state
+
+        return [*super().blocks()[:-1], [[halved]]]
+
+
+class LeavesWeightsOut(WanDecoder):
+    def modules(self):
+        return [self.vae.decoder]
+
+
+@pytest.mark.parametrize(("wrong", "name"), [(OtherPieces, "by default"), (LeavesWeightsOut, "gradients of weights")])
+def test_a_registered_decoder_that_is_wrong_by_pieces_or_in_its_weights_is_found(wrong, name, monkeypatch):
+    monkeypatch.setitem(chopgrad.DECODERS, "AutoencoderKLWan", wrong)
+    found = by_name(audit(build("wan2.1"), most_latents=3))
+    assert found[name].verdict == "BROKEN"
+    assert found["exact gradient"].verdict == "right"
+
+
+def test_what_chopgrad_does_not_take_is_refused_and_not_broken():
+    vae = build("wan2.1")
+    vae.enable_tiling()
+    found = audit(vae, most_latents=3)
+    assert [x.verdict for x in found] == ["refused"]
+    assert is_refused(found)
+    assert "disable_tiling" in found[0].sentence
+
+
+def test_weights_that_are_not_finite_are_told():
+    vae = build("wan2.1")
+    with torch.no_grad():
+        vae.decoder.conv_in.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"'decoder.conv_in.weight' has weights that are not finite"):
+        audit(vae)
 
 
 def by_name(findings):
@@ -27,7 +70,8 @@ def test_nothing_of_a_right_model_is_broken_and_it_is_left_as_it_was():
     assert not is_broken(found)
     assert len(looked_at) == 6
     named = by_name(found)
-    for name in ("forward parity", "exact gradient", "streamed loss", "central differences"):
+    right = ["forward parity", "exact gradient", "by default", "gradients of weights", "streamed loss"]
+    for name in (*right, "central differences"):
         assert named[name].verdict == "right"
     assert named["temporal receptive field, groups"].value == 25
     assert "does not support gradient checkpointing" in named["upstream checkpointing"].sentence
@@ -81,7 +125,8 @@ def test_a_hook_that_nobody_would_run_is_found():
     vae = build("wan2.1")
     vae.decoder.register_forward_hook(lambda module, how, y: 2 * y)
     found = audit(vae, most_latents=3)
-    assert [x.verdict for x in found] == ["BROKEN", "BROKEN"]
+    assert [x.verdict for x in found] == ["refused"]
+    assert not is_broken(found)
     assert "a hook, a wrapper, an override" in found[0].sentence
 
 
@@ -173,10 +218,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "Nothing is broken." in text
     assert "says little" not in text
     assert main(["audit", "--vae", str(folder), "--clip", clip, "--frames", "4", "--size", "16x16"]) == 2
-    assert "cut it to that" in capsys.readouterr().err
+    assert "pass as many frames" in capsys.readouterr().err
     assert main(["audit", "--vae", str(tmp_path), "--size", "1"]) == 2
     assert main(["audit", "--vae", str(tmp_path)]) == 2
     assert "No config was found" in capsys.readouterr().err
+    assert main(["audit", "--vae", str(folder), "--call", "enable_tiling"]) == 2
+    assert "Refused as it is" in capsys.readouterr().out
+    assert main(["audit", "--vae", str(folder), "--call", "enable_tiling", "--set", "use_tiling=false", "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["broken"]
+    for how, sentence in ((["--set", "tiles=1"], "has no 'tiles'"), (["--set", "use_tiling=no"], "must be JSON")):
+        assert main(["audit", "--vae", str(folder), *how]) == 2
+        assert sentence in capsys.readouterr().err
     monkeypatch.setattr("chopgrad.audit.EXACT", -1.0)
     assert main(["audit", "--vae", str(folder)]) == 1
-    assert "Broken: forward parity, exact gradient" in capsys.readouterr().out
+    assert "Broken: forward parity, exact gradient, by default" in capsys.readouterr().out

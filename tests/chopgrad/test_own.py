@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import chopgrad
-from chopgrad import Exact, Full, decoder_for, frame_loss
+from chopgrad import Chop, Exact, Full, decoder_for, frame_loss
 from tests.brute_force import relative_error
 from tests.models import VAES, build, latents_for
 
@@ -272,7 +272,7 @@ def test_wrappers_that_split_a_model(name):
 def test_the_trial_finds_blocks_and_leaves_nothing_behind(name):
     vae = build(name)
     decoder = decoder_for(vae)
-    names = {n for n, _ in decoder.passed_by}
+    names = {x.name for x in decoder.passed_by}
     assert {"decoder", "decoder.mid_block", "decoder.up_blocks.0"} <= names
     assert not any("conv" in n.rsplit(".")[-1] for n in names)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in vae.modules())
@@ -301,3 +301,96 @@ def test_what_the_trial_makes_the_vae_leave_is_taken_off(monkeypatch):
     assert vae.kept is mine
     assert vae.listed[0] is None
     assert torch.equal(vae.listed[1], torch.ones(1))
+
+
+@pytest.mark.parametrize("strategy", [Exact(), Exact(offload=True, pieces=True), Chop(9, recompute=True)], ids=str)
+def test_random_numbers_of_a_hook_are_refused_where_steps_repeat(strategy):
+    vae = build("wan2.1")
+    decoder, z = decoder_for(vae), latents_for(vae, 3).requires_grad_()
+    vae.decoder.conv_in.register_forward_hook(lambda module, how, y: y + 0.1 * torch.randn_like(y))
+    target = torch.zeros_like(decoder.decode(z.detach()))
+    for run in (
+        lambda: chopgrad.decode(decoder, z, strategy),
+        lambda: frame_loss(decoder, z, target, F.mse_loss, strategy),
+    ):
+        with pytest.raises(RuntimeError, match="draws random numbers whenever it runs"):
+            run()
+    chopgrad.decode(decoder, z, Full()).mean().backward()
+    with torch.no_grad():
+        chopgrad.decode(decoder, z, strategy)  # nothing is run twice
+
+
+def test_settings_that_change_before_the_backward_pass_are_refused():
+    vae = build("wan2.1")
+    decoder, z = decoder_for(vae), 9 * latents_for(vae, 3).requires_grad_()
+    frames = chopgrad.decode(decoder, z, Exact())
+    vae.enable_tiling()
+    with pytest.raises(RuntimeError, match=r"vae.use_tiling was changed before the backward pass"):
+        frames.mean().backward()
+    vae.disable_tiling()
+    expected = torch.autograd.grad(chopgrad.decode(decoder, z, Full()).sum(), z)[0]
+    frames = chopgrad.decode(decoder, z, Exact())
+    decoder.clamp = False  # for later calls
+    assert relative_error(torch.autograd.grad(frames.sum(), z)[0], expected) < 1e-12
+    assert relative_error(torch.autograd.grad(chopgrad.decode(decoder, z, Exact()).sum(), z)[0], expected) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_trial_in_half_precision_sees_a_block_that_is_another(dtype):
+    vae = build("wan2.1", dtype)
+    block = vae.decoder.mid_block.resnets[0]
+    block.__class__ = type(
+        "Louder", (type(block),), {"forward": lambda self, *how: 1.2 * type(self).__mro__[1].forward(self, *how)}
+    )
+    with pytest.raises(ValueError, match="gives something else than this decoder"):
+        decoder_for(vae)
+    decoder_for(build("wan2.1", dtype))
+
+
+def test_a_decoder_that_gives_nan_is_refused(monkeypatch):
+    cls = chopgrad.DECODERS["AutoencoderKLWan"]
+    monkeypatch.setattr(cls, "clamped", lambda self, frames: frames * float("nan"))
+    with pytest.raises(ValueError, match=r"gives something else than this decoder \(relative difference nan"):
+        decoder_for(build("wan2.1"))
+
+
+def test_a_function_put_on_the_class_is_seen(monkeypatch):
+    vae = build("wan2.1", torch.bfloat16)
+    monkeypatch.setattr(AutoencoderKLWan, "_decode", lambda self, z, return_dict=True: (z,))
+    with pytest.raises(ValueError, match=r"vae\._decode is not that of diffusers but of tests\.chopgrad\.test_own"):
+        decoder_for(vae)
+
+
+def test_a_block_that_is_replaced_later_is_told():
+    vae = build("wan2.1")
+    decoder, z = decoder_for(vae), latents_for(vae, 2)
+    block = vae.decoder.mid_block.resnets[0]
+    block.__class__ = type("Other", (type(block),), {})
+    with pytest.raises(ValueError, match=r"'decoder\.mid_block\.resnets\.0' of the VAE has become a Other"):
+        decoder.decode(z)
+
+
+@pytest.mark.parametrize(
+    ("of_encoder", "of_decoder"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_encoder_and_decoder_may_differ_in_precision(half):
+    of_encoder, of_decoder = (torch.bfloat16 if half == part else torch.float32 for part in ("encoder", "decoder"))
+    vae = build("wan2.1", torch.float32)
+    for part, dtype in ((vae.encoder, of_encoder), (vae.quant_conv, of_encoder)):
+        nn.Module.to(part, dtype)
+    for part, dtype in ((vae.decoder, of_decoder), (vae.post_quant_conv, of_decoder)):
+        nn.Module.to(part, dtype)
+    z = latents_for(build("wan2.1", torch.float32), 3).to(of_decoder).requires_grad_()
+    frames = chopgrad.decode(decoder_for(vae), z)
+    assert frames.dtype == of_decoder
+    assert relative_error(frames.detach(), vae.decode(z).sample.detach()) < 0.01
+    frames.mean().backward()
+
+
+def test_what_fails_in_a_step_alone_is_told_by_the_trial(monkeypatch):
+    def fails(self, features, cached):
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(chopgrad.DECODERS["AutoencoderKLWan"], "_entry", fails)
+    with pytest.raises(ValueError, match=r"AutoencoderKLWan.decode runs, but not this decoder: RuntimeError: mine"):
+        decoder_for(build("wan2.1"))

@@ -17,8 +17,8 @@ from tests.models import VAES, build
 def test_supported_decoders_conform(name):
     differences = check_decoder(chopgrad.decoder_for(build(name)))
     assert set(differences) == {
-        "forward", "pieces", "samples", "exact gradient", "exact gradient of weights", "recomputation", "checkpoint",
-        "normalisation", "streamed loss",
+        "forward", "forward, longer", "forward, not square", "clamp", "pieces", "samples", "exact gradient",
+        "exact gradient of weights", "recomputation", "checkpoint", "normalisation", "streamed loss",
     }  # fmt: skip
     assert max(differences.values()) < 1e-12
 
@@ -94,7 +94,7 @@ class OtherPieces(WanDecoder):
     """What its step does is right, and its pieces do something else."""
 
     def step(self, z, state):
-        return WanDecoder(self.vae, checkpoint=self.checkpoint).step(z, state)
+        return WanDecoder(self.vae, self.clamp, self.checkpoint).step(z, state)
 
     def blocks(self):
         def doubled(features, state):
@@ -139,6 +139,25 @@ class DetachesAWeight(WanDecoder):
         frames, state = super().step(z, state)
         extra = self.vae.post_quant_conv.bias.sum()
         return frames + (extra - extra.detach()), state
+
+
+class ClampsAlways(WanDecoder):
+    def clamped(self, frames):
+        return frames.clamp(-1, 1)
+
+
+class NeverClamps(WanDecoder):
+    def clamped(self, frames):
+        return frames
+
+
+class SwapsHeightAndWidth(WanDecoder):
+    def blocks(self):
+        def swapped(features, state):
+            (x,), state = WanDecoder.blocks(self)[-1][0][0](features, state)
+            return (x if x.shape[-1] == x.shape[-2] else x.flip(-1),), state
+
+        return [*super().blocks()[:-1], [[swapped]]]
 
 
 class TupleGroups(WanDecoder):
@@ -193,6 +212,9 @@ class LeavesItOnModules(WanDecoder):
 @pytest.mark.parametrize(
     ("wrong", "property_name"),
     [
+        (ClampsAlways, "clamp: clamp=False changes nothing"),
+        (NeverClamps, "(forward|clamp): "),
+        (SwapsHeightAndWidth, "forward, not square"),
         (TupleGroups, "form: frame_groups must return FrameGroup"),
         (OneFrameEach, "groups: OneFrameEach: the step that takes .* gives 2 frames or latents, but its group says 1"),
         (NoState, "form: initial_state.. must be a tuple of [0-9]+ slices"),
@@ -242,3 +264,15 @@ def test_decoder_for_refuses_what_is_registered_and_wrong(wrong, sentence, monke
         sentence = "cover 2 of them"
     with pytest.raises(ValueError, match=sentence):
         chopgrad.decoder_for(build("wan2.1"))
+
+
+def test_a_decoder_whose_frames_are_all_clamped_conforms():
+    vae = build("wan2.1")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.fill_(50.0)
+    check_decoder(chopgrad.decoder_for(vae))
+
+
+def test_in_half_precision_the_kit_is_not_to_be_trusted():
+    with pytest.raises(ValueError, match=r"In torch.bfloat16 rounding hides a wrong cache"):
+        check_decoder(WanDecoder(build("wan2.1", torch.bfloat16)))
