@@ -124,7 +124,7 @@ class KVAEDecoder(CausalDecoder):
     def _upsample_space(self, upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:
         def each(x: Tensor) -> Tensor:
             x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
-            return upsampler.linear(x + upsampler.spatial_conv(x))
+            return upsampler.linear(x + upsampler.spatial_conv(x)).to(x.dtype)
 
         x, z = features
         return (self.per_frame(each, x), z), nothing

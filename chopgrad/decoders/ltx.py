@@ -56,8 +56,9 @@ class LTXDecoder(WindowDecoder):
         self, decode: Callable[[Tensor], Tensor], z: Tensor, temb: Tensor | None = None, return_dict: bool = True
     ) -> Any:
         if self.vae.config.timestep_conditioning:
-            own = None if temb is None else torch.tensor(self.timestep, dtype=temb.dtype, device=temb.device)
-            if temb is None or own is None or not torch.equal(temb, own.expand_as(temb)):
+            own = self.timestep
+            same = temb is not None and own is not None and bool(((temb - own).abs() < 1e-6).all())
+            if not same:
                 raise ValueError(f"decode was given the timestep {temb}: set vae.decode.decoder.timestep to the same.")
         return super().answer(decode, z, return_dict)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import chopgrad
-from chopgrad import Chop, Exact
+from chopgrad import Chop, Exact, Full
 from chopgrad.testing import check_decoder
 from tests.brute_force import relative_error
 from tests.models import MORE, build, latents_for
@@ -115,3 +115,16 @@ def test_latents_are_scaled_as_the_pipelines_do_it():
 
 def test_the_kit_finds_nothing():
     check_decoder(chopgrad.decoder_for(built("kandinsky6")), latent_frames=2)
+
+
+@pytest.mark.parametrize("name", ["kvae", "kandinsky6"])
+def test_under_autocast_frames_are_those_of_its_own_decode(name):
+    vae = build(name, torch.float32)
+    z = latents_for(vae, 6).requires_grad_()
+    decoder = chopgrad.decoder_for(vae)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = decoder.own_decode(z)
+        for strategy in (Full(), Exact(pieces=True)):
+            ours = chopgrad.decode(decoder, z, strategy)
+            assert ours.dtype == theirs.dtype
+            assert relative_error(ours.detach(), theirs.detach()) < 0.02  # of bfloat16

@@ -339,9 +339,12 @@ def test_settings_that_change_before_the_backward_pass_are_refused():
 def test_a_trial_in_half_precision_sees_a_block_that_is_another(dtype):
     vae = build("wan2.1", dtype)
     block = vae.decoder.mid_block.resnets[0]
-    block.__class__ = type(
-        "Louder", (type(block),), {"forward": lambda self, *how: 1.2 * type(self).__mro__[1].forward(self, *how)}
-    )
+    plain = type(block)
+
+    def louder(self, *args, **kwargs):
+        return 1.2 * plain.forward(self, *args, **kwargs)
+
+    block.__class__ = type("Louder", (plain,), {"forward": louder})
     with pytest.raises(ValueError, match="gives something else than this decoder"):
         decoder_for(vae)
     decoder_for(build("wan2.1", dtype))
@@ -370,9 +373,7 @@ def test_a_block_that_is_replaced_later_is_told():
         decoder.decode(z)
 
 
-@pytest.mark.parametrize(
-    ("of_encoder", "of_decoder"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
-)
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_encoder_and_decoder_may_differ_in_precision(half):
     of_encoder, of_decoder = (torch.bfloat16 if half == part else torch.float32 for part in ("encoder", "decoder"))
     vae = build("wan2.1", torch.float32)

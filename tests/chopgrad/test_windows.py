@@ -326,3 +326,18 @@ def test_a_window_depends_on_the_one_before_alone(name):
     exact = gradient(decoder.own_decode(z), z)
     reach = 2 if name == "ltx" else 1
     assert error(Chop(reach)) < 1e-12 < 1e-4 < error(Chop(reach - 1))
+
+
+def test_a_timestep_is_that_of_its_call():
+    """Two decodes with two timesteps before one backward pass."""
+    decoder, z = chopgrad.decoder_for(conditioned(), check=False), latents(5).requires_grad_()
+    losses = []
+    for timestep in (0.05, 0.5):
+        decoder.timestep = timestep
+        losses.append(chopgrad.decode(decoder, z, Exact()).square().mean())
+    (ours,) = torch.autograd.grad(sum(losses), z)
+    expected = 0
+    for timestep in (0.05, 0.5):
+        decoder.timestep = timestep
+        expected = expected + torch.autograd.grad(decoder.own_decode(z).square().mean(), z)[0]
+    assert relative_error(ours, expected) < 1e-10
