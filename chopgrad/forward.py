@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from chopgrad.offload import OffloadBuffer
 from chopgrad.recurrence import Features, Group, Piece, Recurrence
@@ -75,7 +76,8 @@ class Forward:
             RuntimeError: a buffer changes, or random numbers are drawn, and groups run more than once.
         """
         features: Features = (self.taken(i),)
-        random = self._random_state() if self.repeats else None
+        predicted = self._source.is_meta or isinstance(self._source, FakeTensor)  # there are no values
+        random = self._random_state() if self.repeats and not predicted else None
         if inputs is not None:
             inputs.append(features)
         onward = to_the_end and i + 1 < len(self._groups)
