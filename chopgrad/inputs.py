@@ -27,10 +27,10 @@ def check_inputs(model: Recurrence, source: Tensor, strategy: Strategy) -> Seque
         got = list(source.shape) if isinstance(source, Tensor) else type(source).__name__
         image = f" For an image pass {name}.unsqueeze(2)." if isinstance(source, Tensor) and source.ndim == 4 else ""
         raise ValueError(f"{name} must be a tensor {model.layout}, got {got}.{image}")
-    if source.shape[1] != model.channels:
+    if source.shape[1] != model.source_channels:
         raise ValueError(
-            f"{name} {have} {source.shape[1]} channels, but this {model.part} takes {model.channels}: pass "
-            f"{model.layout.replace('channels', str(model.channels))}; got {list(source.shape)}."
+            f"{name} {have} {source.shape[1]} channels, but this {model.part} takes {model.source_channels}: pass "
+            f"{model.layout.replace('channels', str(model.source_channels))}; got {list(source.shape)}."
         )
     if not source.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {source.dtype}.")

@@ -84,7 +84,7 @@ def check_by_trial(ours: Recurrence) -> list[PassedBy]:
         return []  # nothing has values
     length = two_groups(ours)
     method = f"{type(vae).__name__}.{ours.part.removesuffix('r')}"
-    shape = (1, ours.channels, length, ours.trial_size, ours.trial_size)
+    shape = (1, ours.source_channels, length, ours.trial_size, ours.trial_size)
     x = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     with torch.no_grad(), _evaluating(vae), tensors_left_away(vae), torch.compiler.set_stance("force_eager"):
         ours.prepare()

@@ -86,7 +86,7 @@ class Recurrence(ABC):
 
     @property
     @abstractmethod
-    def channels(self) -> int:
+    def source_channels(self) -> int:
         """Of what ``step`` takes."""
 
     @abstractmethod

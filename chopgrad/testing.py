@@ -118,8 +118,8 @@ class _Check:
                 "parameters: there are none. Let modules() return the VAE's modules that a step calls."
             ) from None
         self.model = model
-        if not isinstance(model.channels, int):
-            raise ConformanceError(f"form: channels must be an int (a property), got {model.channels!r}.")
+        if not isinstance(model.source_channels, int):
+            raise ConformanceError(f"form: channels must be an int (a property), got {model.source_channels!r}.")
         try:
             self.takes(two_groups(model))
             self.length = length or _longest(model)
@@ -130,7 +130,7 @@ class _Check:
         self.tolerance = tolerance or 2**16 * torch.finfo(weight.dtype).eps
         self.differences: dict[str, float] = {}
         size = size or model.trial_size
-        shape = (batch, model.channels, self.length, size, size)
+        shape = (batch, model.source_channels, self.length, size, size)
         self.source = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight)
         with torch.no_grad():
             self.plain = model.own(self.source)

@@ -75,7 +75,7 @@ class CausalDecoder(Recurrence):
         """
 
     @property
-    def channels(self) -> int:
+    def source_channels(self) -> int:
         return self.latent_channels
 
     def groups(self, length: int) -> Sequence[Group]:

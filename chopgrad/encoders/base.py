@@ -49,7 +49,7 @@ class CausalEncoder(Recurrence):
 
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:
         super().__init__(vae, checkpoint)
-        self.layout = f"[batch, {self.channels}, frames, height, width]"
+        self.layout = f"[batch, {self.source_channels}, frames, height, width]"
         self.trial_size = 2 * self.spatial_factor
 
     @property

@@ -22,7 +22,7 @@ class CogVideoXEncoder(CausalEncoder):
     package = "diffusers"
 
     @property
-    def channels(self) -> int:
+    def source_channels(self) -> int:
         return self.vae.encoder.conv_in.conv.in_channels
 
     @property

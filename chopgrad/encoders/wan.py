@@ -45,7 +45,7 @@ class WanEncoder(CausalEncoder):
         return self.vae
 
     @property
-    def channels(self) -> int:
+    def source_channels(self) -> int:
         return self.named.encoder.conv_in.in_channels // self._patch_size**2
 
     @property

@@ -79,7 +79,7 @@ class Setting(ABC):
 
     def source(self, length: int) -> Tensor:
         """What the model takes, without data."""
-        return torch.zeros(1, self.model.channels, length, *self.source_size, dtype=self.dtype)
+        return torch.zeros(1, self.model.source_channels, length, *self.source_size, dtype=self.dtype)
 
     @lru_cache  # noqa: B019
     def _state_bytes(self, length: int) -> int:

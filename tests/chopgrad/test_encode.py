@@ -54,7 +54,7 @@ def fitting(name):
 def video_for(encoder, frames, batch=1, seed=1, scale=2):
     """Of 2x2 latents."""
     generator, size = torch.Generator().manual_seed(seed), scale * encoder.spatial_factor
-    x = torch.randn(batch, encoder.channels, frames, size, size, generator=generator, dtype=torch.float64)
+    x = torch.randn(batch, encoder.source_channels, frames, size, size, generator=generator, dtype=torch.float64)
     return x.to(next(encoder.parameters()).dtype)
 
 
@@ -495,7 +495,7 @@ def test_dropout_is_refused_where_steps_run_twice():
 def test_what_a_step_would_pass_by_is_refused():
     vae, encoder, video = case()
     hook = vae.encoder.register_forward_hook(lambda *how: None)
-    with pytest.raises(ValueError, match=r"A hook on 'encoder' of the VAE .* because the encoder calls"):
+    with pytest.raises(ValueError, match=r"A hook on 'encoder' of the VAE .* because the encoder does not call it"):
         chopgrad.encode(encoder, video)
     hook.remove()
     vae.use_tiling = True
