@@ -16,10 +16,11 @@ from tests.models import VAES, build
 @pytest.mark.parametrize("name", VAES)
 def test_supported_decoders_conform(name):
     differences = check_decoder(chopgrad.decoder_for(build(name)))
-    assert set(differences) == {
-        "forward", "forward, longer", "forward, not square", "clamp", "pieces", "samples", "exact gradient",
+    expected = {
+        "forward", "forward, longer", "forward, not square", "pieces", "samples", "exact gradient",
         "exact gradient of weights", "recomputation", "checkpoint", "normalisation", "streamed loss",
     }  # fmt: skip
+    assert set(differences) == expected | ({"clamp"} if name != "cogvideox" else set())
     assert max(differences.values()) < 1e-12
 
 
