@@ -73,13 +73,14 @@ def patch(vae: nn.Module, strategy: Strategy = RECOMMENDED, **settings: Any) -> 
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be Full(), Chop(distance=...) or Exact(), got {strategy!r}.")
     model = bare(vae)
+    if is_patched(model):
+        raise ValueError(
+            "vae.decode is patched already: call remove() on the handle of the first patch (of a copy: del vae.decode)."
+        )
+    decoder = decoder_for(model, **settings)
     if not callable(getattr(type(model), "decode", None)):
         raise ValueError(
             f"{type(model).__name__} has no decode to stand in for: call chopgrad.decode(chopgrad.decoder_for(vae), "
             "latents) in place of its own method."
         )
-    if is_patched(model):
-        raise ValueError(
-            "vae.decode is patched already: call remove() on the handle of the first patch (of a copy: del vae.decode)."
-        )
-    return PatchHandle(model, Patch(decoder_for(model, **settings), strategy))
+    return PatchHandle(model, Patch(decoder, strategy))
