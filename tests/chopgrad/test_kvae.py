@@ -117,7 +117,7 @@ def test_the_kit_finds_nothing():
     check_decoder(chopgrad.decoder_for(built("kandinsky6")), latent_frames=2)
 
 
-@pytest.mark.parametrize("name", ["kvae", "kandinsky6"])
+@pytest.mark.parametrize("name", [name for name in ("kvae", "kandinsky6") if name in MORE])
 def test_under_autocast_frames_are_those_of_its_own_decode(name):
     vae = build(name, torch.float32)
     z = latents_for(vae, 6).requires_grad_()

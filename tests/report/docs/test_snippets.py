@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+import chopgrad
 from suite.records import ROOT
 from tests.models import build, latents_for
 
@@ -23,7 +25,7 @@ SNIPPETS = [
 def of_the_reader():
     """What stands in a training loop before a line of ours."""
     vae = build("wan2.1", torch.float32)
-    latents = latents_for(vae, 2, size=8).float().requires_grad_()
+    latents = latents_for(vae, 3, size=8).float().requires_grad_()
     with torch.no_grad():
         video = torch.rand_like(vae.decode(latents).sample) * 2 - 1
     return {
@@ -33,6 +35,10 @@ def of_the_reader():
         "predicted_latents": latents,
         "video": video,
         "reward_model": lambda frames: frames.square().mean(),
+        "encoder": chopgrad.encoder_for(vae),
+        "decoder": chopgrad.decoder_for(vae),
+        "loss_fn": F.mse_loss,
+        "kl_weight": 1e-6,
         "device": "cpu",
     }
 
