@@ -53,12 +53,12 @@ class Finding:
 def audit(
     vae: nn.Module,
     video: Tensor | None = None,
-    loss_fn: LossFn = F.mse_loss,
+    loss_fn: LossFn | None = None,
     *,
     distances: Sequence[int] = (0, 1, 2, 4),
     size: int = 4,
     most_latents: int = 48,
-    said: Callable[[str], None] = lambda _: None,
+    said: Callable[[str], None] | None = None,
 ) -> list[Finding]:
     """Look at a VAE as it is: forward parity, gradients, truncation, receptive field, clamp, leftovers, checkpointing.
 
@@ -66,7 +66,7 @@ def audit(
         vae: as it was loaded; it is not changed, what computes is a copy in float64.
         video: [1, 3, frames, H, W] in [-1, 1], with a number of frames that the VAE encodes: latents and target of the
             loss. None: random latents, for which a bias says little.
-        loss_fn: ``loss_fn(frames, target) -> scalar``, a mean over frames.
+        loss_fn: ``loss_fn(frames, target) -> scalar``, a mean over frames. Default: mse_loss.
         distances: of truncation, in frame groups.
         size: height and width of random latents.
         most_latents: how far the temporal receptive field is looked for.
@@ -81,7 +81,7 @@ def audit(
     Cost: some decodes and backward passes of a short clip in float64, and one of ``most_latents`` latents of the
     smallest size: minutes on a CPU for a published VAE.
     """
-    vae = bare(vae)
+    vae, loss_fn, said = bare(vae), loss_fn or F.mse_loss, said or (lambda _: None)
     found: list[Finding] = []
     said("hooks and overrides")
     try:

@@ -217,7 +217,7 @@ class _Check:
         """A longer sequence, other heights than widths, and values that a clamp reaches; where the VAE takes them."""
         model, (_, channels, _, size, _) = self.model, self.source.shape
         long = next((n for n in range(self.length, 4 * self.length) if self.takes(n) and len(model.groups(n)) >= 8), 0)
-        for name, length, wide in (("forward, longer", long, 1), ("forward, not square", self.length, 2)):
+        for name, length, wide in (("longer sequence", long, 1), ("other height than width", self.length, 2)):
             x = torch.randn(
                 (1, channels, length, size, wide * size),
                 generator=torch.Generator().manual_seed(2),

@@ -17,7 +17,7 @@ from tests.models import VAES, build
 def test_supported_decoders_conform(name):
     differences = check_decoder(chopgrad.decoder_for(build(name)))
     expected = {
-        "forward", "forward, longer", "forward, not square", "pieces", "samples", "exact gradient",
+        "forward", "longer sequence", "other height than width", "pieces", "samples", "exact gradient",
         "exact gradient of weights", "recomputation", "checkpoint", "normalisation", "streamed loss",
     }  # fmt: skip
     assert set(differences) == expected | ({"clamp"} if name != "cogvideox" else set())
@@ -215,7 +215,7 @@ class LeavesItOnModules(WanDecoder):
     [
         (ClampsAlways, "clamp: clamp=False changes nothing"),
         (NeverClamps, "(forward|clamp): "),
-        (SwapsHeightAndWidth, "forward, not square"),
+        (SwapsHeightAndWidth, "other height than width"),
         (TupleGroups, "form: frame_groups must return FrameGroup"),
         (OneFrameEach, "groups: OneFrameEach: the step that takes .* gives 2 frames or latents, but its group says 1"),
         (NoState, "form: initial_state.. must be a tuple of [0-9]+ slices"),
