@@ -113,6 +113,11 @@ class Recurrence(ABC):
             f"{type(self).__name__} is not composed of pieces: use a strategy without pieces=True, and no checkpoint."
         )
 
+    @property
+    def is_composed(self) -> bool:
+        """Whether it is taken apart into pieces."""
+        return type(self).blocks is not Recurrence.blocks
+
     def pieces(self) -> list[Piece]:
         """The pieces of all blocks in order."""
         return [piece for block in self.blocks() for unit in block for piece in unit]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -19,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 from chopgrad.decoders.base import CausalDecoder
 from chopgrad.encoders.base import CausalEncoder
 from chopgrad.loss import frame_loss
-from chopgrad.own import two_groups
+from chopgrad.own import tensors_on, two_groups
 from chopgrad.recurrence import Recurrence, walk
 from chopgrad.strategies import Chop, Exact, Full, Strategy
-from chopgrad.whole import run_whole
+from chopgrad.whole import requiring_grad, run_whole
 
 
 class ConformanceError(AssertionError):
@@ -158,7 +157,7 @@ class _Check:
     def form(self) -> None:
         """What has another type or size than it must have."""
         model = self.model
-        if not _is_composed(model):
+        if not model.is_composed:
             if type(model).step is Recurrence.step:
                 raise ConformanceError("form: there is neither blocks() nor step: write one of them.")
             return
@@ -286,7 +285,7 @@ class _Check:
     def pieces(self) -> None:
         """The pieces, one after the other, are a step."""
         model = self.model
-        if not _is_composed(model):
+        if not model.is_composed:
             return
         state, pieces = model.initial_state(), model.pieces()
         for group in model.groups(self.length):
@@ -338,7 +337,7 @@ class _Check:
     def gradients(self) -> None:
         model, count = self.model, len(self.model.groups(self.length))
         names = {id(p): name for name, p in model.vae.named_parameters()}
-        with _training(model):
+        with requiring_grad([p for p in model.vae.parameters() if p.is_floating_point()]):
             # Through the VAE's own method, so that a step that cuts the graph between groups is noticed.
             every = [p for p in model.vae.parameters() if p.is_floating_point()]
             plain = dict(zip(map(id, every), self._gradient(model.own, every)[1], strict=True))
@@ -359,7 +358,7 @@ class _Check:
                 Chop(count, block=2),
             ]
             strategies += [Chop(count, block=2, recompute=True)]
-            if _is_composed(model):
+            if model.is_composed:
                 strategies += [Exact(pieces=True), Exact(offload=True, pieces=True, every=2)]
                 strategies += [Chop(count, block=2, recompute=True, pieces=True)]
             for strategy in strategies:
@@ -391,7 +390,7 @@ class _Check:
         )
 
     def checkpoints(self) -> None:
-        if not _is_composed(self.model):
+        if not self.model.is_composed:
             return
         expected = self._gradient(self.model.own, [])[0]
         for mode in ("frame", "residual", "block"):
@@ -436,23 +435,6 @@ def _longest(model: Recurrence) -> int:
     return two
 
 
-def _is_composed(model: Recurrence) -> bool:
-    return type(model).blocks is not Recurrence.blocks
-
-
-@contextmanager
-def _training(model: Recurrence) -> Iterator[None]:
-    """All weights require a gradient."""
-    frozen = [p for p in model.vae.parameters() if p.is_floating_point() and not p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-
-
 def _difference(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).norm() / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)).item()
 
@@ -463,7 +445,5 @@ def _named(model: Recurrence) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors_on_modules(model: Recurrence) -> Iterator[Tensor]:
-    """Tensors that modules hold besides parameters and buffers: where hidden caches live."""
     for module in model.vae.modules():
-        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
-        yield from (x for x in tree_leaves(own) if isinstance(x, Tensor))
+        yield from (x for x in tree_leaves(tensors_on(module)) if isinstance(x, Tensor))

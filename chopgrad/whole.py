@@ -120,7 +120,7 @@ class _Run(torch.autograd.Function):
             raise RuntimeError(
                 f"The {call.model.part}'s weights or modules were replaced before the backward pass: do so afterwards."
             )
-        with torch.no_grad(), ctx.autocast.again(), unshared_weights(), _requiring_grad(call.parameters):
+        with torch.no_grad(), ctx.autocast.again(), unshared_weights(), requiring_grad(call.parameters):
             sweep = call.sweep(source)
             for i in call.chosen:
                 sweep.add_adjoint(i, adjoint[:, :, call.place(i)])
@@ -184,7 +184,7 @@ def _weights(model: Recurrence) -> list[Tensor]:
 
 
 @contextmanager
-def _requiring_grad(parameters: Sequence[Tensor]) -> Iterator[None]:
+def requiring_grad(parameters: Sequence[Tensor]) -> Iterator[None]:
     """A parameter that is frozen after the forward pass still gets its gradient, as in any graph."""
     frozen = [p for p in parameters if not p.requires_grad]
     for p in frozen:

@@ -17,10 +17,11 @@ from chopgrad.decoders.base import (
     State,
     check_latent_frames,
 )
+from chopgrad.decoders.latents import ScaledLatents
 from chopgrad.recurrence import unpatched
 
 
-class AllegroDecoder(CausalDecoder):
+class AllegroDecoder(ScaledLatents, CausalDecoder):
     """``AutoencoderKLAllegro``, frames as [batch, 3, frames, H, W] (its own decode puts the frames first).
 
     A window is blended with the last frames of the one before, which are the state. A group that is not the last takes
@@ -114,12 +115,6 @@ class AllegroDecoder(CausalDecoder):
 
     def answer(self, decode: Callable[[Tensor], Tensor], z: Tensor, return_dict: bool = True) -> Any:
         return super().answer(lambda z: decode(z).transpose(1, 2), z, return_dict)
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        return latents / self.vae.config.scaling_factor
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents * self.vae.config.scaling_factor
 
 
 def _starts(name: str, length: int, size: int, step: int) -> list[int]:

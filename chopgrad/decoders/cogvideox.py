@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.latents import ScaledLatents
 from chopgrad.pieces.cogvideox import residual
 
 
-class CogVideoXDecoder(CausalDecoder):
+class CogVideoXDecoder(ScaledLatents, CausalDecoder):
     """``AutoencoderKLCogVideoX``.
 
     A piece is one half of a residual block (norm, activation, convolution), an upsampler or the head; the latent goes
@@ -68,12 +69,6 @@ class CogVideoXDecoder(CausalDecoder):
         x, z = features
         x, cached = decoder.conv_out(self._activate(decoder.norm_out, decoder.conv_act, x, z), conv_cache=cached)
         return (x,), cached  # upstream does not clamp
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        return latents / self.vae.config.scaling_factor
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents * self.vae.config.scaling_factor
 
 
 def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from chopgrad.decoders.base import Blocks, Features
+from chopgrad.decoders.latents import ScaledLatents
 from chopgrad.decoders.windows import WindowDecoder, stateless
 
 
-class HunyuanVideoDecoder(WindowDecoder):
+class HunyuanVideoDecoder(ScaledLatents, WindowDecoder):
     """``AutoencoderKLHunyuanVideo``.
 
     Its norms are over all frames of a tile and its middle block attends to them all, so that only the tiles limit what
@@ -36,9 +37,3 @@ class HunyuanVideoDecoder(WindowDecoder):
         decoder = self.vae.decoder
         x = self.activate(decoder.conv_norm_out, decoder.conv_act, features[0])
         return (decoder.conv_out(x),), nothing  # upstream does not clamp
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        return latents / self.vae.config.scaling_factor
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents * self.vae.config.scaling_factor

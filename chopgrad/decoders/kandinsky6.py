@@ -6,9 +6,10 @@ from torch import Tensor
 
 from chopgrad.decoders.base import FrameGroup, check_latent_frames
 from chopgrad.decoders.kvae import KVAEDecoder
+from chopgrad.decoders.latents import ScaledLatents
 
 
-class Kandinsky6Decoder(KVAEDecoder):
+class Kandinsky6Decoder(ScaledLatents, KVAEDecoder):
     """``Kandinsky6SRVAE``: its ``decode(z)``, which takes latents alone, and not the pipeline's blending of tiles.
 
     The structure of ``KVAEDecoder`` with norms over channels only and zeros around the frames. So upstream's segments
@@ -28,9 +29,3 @@ class Kandinsky6Decoder(KVAEDecoder):
 
     def _repeated(self, x: Tensor, first: bool) -> Tensor:
         return x.repeat_interleave(2, dim=2)[:, :, first:]
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        return latents / self.vae.config.scaling_factor
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents * self.vae.config.scaling_factor

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.causal import with_past
+from chopgrad.decoders.latents import ScaledLatents
 
 
-class MagvitDecoder(CausalDecoder):
+class MagvitDecoder(ScaledLatents, CausalDecoder):
     """``AutoencoderKLMagvit``.
 
     Upstream keeps the last frames that a convolution has seen on the module itself (``prev_features``). Here they are
@@ -94,12 +95,6 @@ class MagvitDecoder(CausalDecoder):
             return super().own_decode(latents)
         finally:
             self.vae._clear_conv_cache()
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        return latents / self.vae.config.scaling_factor
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents * self.vae.config.scaling_factor
 
 
 def _convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.latents import mean_and_std
 
 
 class MiniMaxH3Decoder(CausalDecoder):
@@ -118,6 +119,4 @@ class MiniMaxH3Decoder(CausalDecoder):
         return (latents - mean) / std
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
-        mean, std = (torch.tensor(v).to(like).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        return mean, std
+        return mean_and_std(self.vae.config, like)

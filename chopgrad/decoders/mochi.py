@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.causal import with_past
+from chopgrad.decoders.latents import mean_and_std
 
 
 class MochiDecoder(CausalDecoder):
@@ -99,8 +99,7 @@ class MochiDecoder(CausalDecoder):
         config = self.vae.config
         if config.latents_mean is None or config.latents_std is None:
             return like.new_zeros(()), like.new_ones(())  # as the pipeline has it
-        mean, std = (torch.tensor(v).to(like).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        return mean, std
+        return mean_and_std(config, like)
 
 
 def _convolve(causal: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:

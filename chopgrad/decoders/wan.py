@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.latents import mean_and_std
 from chopgrad.pieces.wan import CACHED_FRAMES, activate, convolve, fork, middle, resample_space, residual
 
 
@@ -78,9 +79,7 @@ class WanDecoder(CausalDecoder):
         return (latents - mean) / std
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.named.config
-        mean, std = (torch.tensor(v).to(like).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        return mean, std
+        return mean_and_std(self.named.config, like)
 
 
 def _upsample_time(upsampler: Any, features: Features, cached: Any) -> tuple[Features, Any]:
