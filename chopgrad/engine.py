@@ -30,6 +30,7 @@ from chopgrad.memory import affordable_every
 from chopgrad.offload import OffloadBuffer, SavedOnHost
 from chopgrad.recurrence import Features, Group, Piece, Recurrence
 from chopgrad.strategies import Plan
+from chopgrad.strips import Strips
 
 _log = logging.getLogger("chopgrad")
 
@@ -101,7 +102,8 @@ class Sweep:
         self.host = OffloadBuffer(source.device, plan.offload and plan.recompute)
         self.saved = OffloadBuffer(source.device, plan.offload and not plan.recompute)
         self._saved_on_host = SavedOnHost(self.saved, self.model.parameters()) if self.saved.enabled else None
-        self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host)
+        self._strips = Strips(source.shape[-2], plan.strips, self.host) if plan.strips else None
+        self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host, self._strips)
         self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block
         self._starts = sorted({first, *(range(first + (origin - first) % block, count, block) if block else ())})
@@ -247,32 +249,38 @@ class Sweep:
             before: Adjoint = [[] for _ in pieces]
             seeds = [adjoints.get(i, scale)]
             for k in reversed(range(len(pieces))):
-                features, state = host.get(inputs.pop()), host.get(carry[k])
-                after = host.get(adjoint[k]) if adjoint else []
+                after: list[Any] = adjoint[k] if adjoint else []
                 if adjoint:
                     adjoint[k] = []
-                if k:
-                    host.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
                 tracked = k > 0 or self.source_needs_grad
-                graph = graphs.pop(i, None) or self._graph(pieces[k], features, state, tracked)
-                del features, state
-                again = retain or (not in_block and not self.plan.recompute)
-                if again and not self.plan.recompute:
-                    graphs[i] = graph
-                seeds, of_parameters, of_state = graph.pull(
-                    seeds,
-                    after,
-                    features=k > 0 or (in_block and self.source_needs_grad),
-                    parameters=self.parameters if in_block else [],
-                    carry=not cut,
-                    retain=again,
-                )
+                wanted: dict[str, Any] = {
+                    "features": k > 0 or (in_block and self.source_needs_grad),
+                    "parameters": self.parameters if in_block else [],
+                    "carry": not cut,
+                }
+                if self._strips:
+                    seeds, of_parameters, before[k] = self._strips.reverse(
+                        pieces[k], inputs.pop(), carry[k], seeds, after, tracked=tracked, **wanted
+                    )
+                else:
+                    features, state, after = host.get(inputs.pop()), host.get(carry[k]), host.get(after)
+                    if k:
+                        host.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
+                    graph = graphs.pop(i, None) or self._graph(pieces[k], features, state, tracked)
+                    del features, state
+                    again = retain or (not in_block and not self.plan.recompute)
+                    if again and not self.plan.recompute:
+                        graphs[i] = graph
+                    seeds, of_parameters, of_state = graph.pull(seeds, after, retain=again, **wanted)
+                    before[k] = of_state if self._whole else host.put(of_state)
+                    del graph, of_state
+                del after  # before the next graph is built
                 if in_block:
                     result.parameters = total(result.parameters, [unscaled(x, scale) for x in of_parameters])
                     if k == 0:
-                        self._record(result, i, unscaled(seeds[0], scale))
-                before[k] = of_state if self._whole else host.put(of_state)
-                del graph, after, of_state, of_parameters  # before the next graph is built
+                        (of_source,) = self._strips.joined(seeds) if self._strips else seeds
+                        self._record(result, i, unscaled(of_source, scale))
+                del of_parameters
             adjoint = before
             if in_block:
                 carries.pop(i, None)  # no later block starts before b

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from chopgrad.offload import OffloadBuffer
 from chopgrad.recurrence import Features, Group, Piece, Recurrence
+from chopgrad.strips import Strips
 
 Carry = list[Any]
 """What one group hands to the next: for each piece its slice of the state."""
@@ -29,6 +30,7 @@ class Forward:
         source: [batch, channels, length, h, w]; read, never written.
         by_pieces: walk the model's pieces, one by one.
         host: where states and features wait.
+        strips: walk pieces strip by strip.
 
     Attributes:
         pieces: what a group runs, in order.
@@ -42,6 +44,7 @@ class Forward:
         source: Tensor,
         by_pieces: bool,
         host: OffloadBuffer,
+        strips: Strips | None = None,
     ) -> None:
         def everything(features: Features, state: Any) -> tuple[Features, Any]:
             y, state = model.step(features[0], state)
@@ -50,7 +53,7 @@ class Forward:
         self.pieces: list[Piece] = list(model.pieces()) if by_pieces else [everything]
         self.repeats = False
         self._model, self._groups, self._source = model, groups, source
-        self._by_pieces, self._host = by_pieces, host
+        self._by_pieces, self._host, self._strips = by_pieces, host, strips
         self._buffers = [(name, x, x._version) for name, x in model.vae.named_buffers() if not x.is_inference()]
 
     def taken(self, i: int) -> Tensor:
@@ -84,11 +87,19 @@ class Forward:
         after: Carry = []
         with torch.no_grad():
             for k, piece in enumerate(self.pieces if to_the_end else self.pieces[:-1]):
+                wanted = inputs is not None and k + 1 < len(self.pieces)
+                if self._strips:
+                    waiting = inputs[-1] if inputs is not None and wanted else None
+                    features, new, kept = self._strips.forward(piece, features, carry[k], onward, waiting)
+                    after.append(new)
+                    if inputs is not None and kept is not None:
+                        inputs.append(tuple(kept))
+                    continue
                 entering, state = features, self._host.get(carry[k])
                 self._host.fetch(carry[k + 1 : k + 2])
                 features, new = piece(entering, state)
                 after.append(self._host.put(new) if onward else None)
-                if inputs is not None and k + 1 < len(self.pieces):
+                if inputs is not None and wanted:
                     inputs.append(self._waiting(features, dict(zip(map(id, entering), inputs[-1], strict=True))))
                 del entering, state, new
         self._check_buffers()
@@ -97,7 +108,7 @@ class Forward:
                 f"The {self._model.part} draws random numbers whenever it runs (a hook, dropout of its own?), so that "
                 "a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, Full()."
             )
-        return features[0], after
+        return (self._strips.joined(features[0]) if self._strips and to_the_end else features[0]), after
 
     def inputs(self, i: int, carry: Carry) -> list[Features]:
         """The features that enter each piece of group i."""

@@ -50,6 +50,14 @@ class Plan:
     offload: bool
     every: int | None = 1
     pieces: bool = False
+    strips: int | None = None
+
+
+def _check_strips(owner: str, strips: int | None, pieces: bool) -> None:
+    if strips is not None:
+        _check_int(owner, "strips", strips, 1)
+        if not pieces:
+            raise ValueError(f"{owner}: strips walk each piece some rows at a time, so they need pieces=True.")
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Chop:
         offload: what waits for its backward pass waits in host memory: states when recomputing, saved activations
             when graphs are kept.
         pieces: with ``recompute``, walk each group piece by piece (see ``Exact``).
+        strips: with ``pieces``, walk each piece in so many strips of its rows (see ``Exact``).
 
     Raises:
         TypeError, ValueError: when a setting is not an int, or below its least value, or pieces without recompute.
@@ -89,15 +98,17 @@ class Chop:
     recompute: bool = False
     offload: bool = False
     pieces: bool = False
+    strips: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("Chop", "distance", self.distance, 0)
         _check_int("Chop", "block", self.block, 1)
         if self.pieces and not self.recompute:
             raise ValueError("Chop: pieces=True rebuilds graphs piece by piece, so it needs recompute=True.")
+        _check_strips("Chop", self.strips, self.pieces)
 
     def plan(self) -> Plan:
-        return Plan(self.block, self.distance, self.recompute, self.offload, pieces=self.pieces)
+        return Plan(self.block, self.distance, self.recompute, self.offload, pieces=self.pieces, strips=self.strips)
 
 
 @dataclass(frozen=True)
@@ -114,18 +125,23 @@ class Exact:
             most half the memory that is free at the third group, on the host with ``offload``, else on the device.
         pieces: walk each group piece by piece (half a residual block, an upsampler, ...), so that one piece's graph
             exists at a time. With ``offload``, state and adjoint visit the device one piece's slice at a time.
+        strips: with ``pieces``, walk each piece that is local in space in so many strips of its rows, so that the graph
+            of one strip exists at a time; smaller pieces in fewer. With ``offload`` what enters a piece, state and
+            adjoint visit the device strip by strip too. Each strip is run with a row or so beside it.
     """
 
     offload: bool = False
     every: int | None = None
     pieces: bool = False
+    strips: int | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None:
             _check_int("Exact", "every", self.every, 1)
+        _check_strips("Exact", self.strips, self.pieces)
 
     def plan(self) -> Plan:
-        return Plan(None, 0, recompute=True, offload=self.offload, every=self.every, pieces=self.pieces)
+        return Plan(None, 0, True, self.offload, every=self.every, pieces=self.pieces, strips=self.strips)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.latents import ScaledLatents
+from chopgrad.local import Local, Pooled, local
+from chopgrad.pieces import group_norm
 from chopgrad.pieces.cogvideox import residual
 
 
@@ -46,12 +52,14 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
 
     def blocks(self) -> Blocks:
         decoder = self.vae.decoder
-        blocks: Blocks = [[[self._entry]], [residual(block, self._activate) for block in decoder.mid_block.resnets]]
+        before = [] if self.vae.post_quant_conv is None else [self.vae.post_quant_conv]
+        blocks: Blocks = [[[local(self._entry, *before, decoder.conv_in)]]]
+        blocks.append([residual(block, self._activate, _piece) for block in decoder.mid_block.resnets])
         for up in decoder.up_blocks:
-            units = [residual(block, self._activate) for block in up.resnets]
-            units += [[partial(_upsample, upsampler)] for upsampler in up.upsamplers or []]
+            units = [residual(block, self._activate, _piece) for block in up.resnets]
+            units += [[local(partial(_upsample, upsampler), upsampler, scale=2)] for upsampler in up.upsamplers or []]
             blocks.append(units)
-        return [*blocks, [[self._head]]]
+        return [*blocks, [[_piece(self._head, decoder.norm_out, decoder.conv_act, decoder.conv_out)]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
         (z,) = features
@@ -60,17 +68,71 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
         x, cached = self.vae.decoder.conv_in(z, conv_cache=cached)
         return (x, z), cached
 
-    def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor) -> Tensor:
+    def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor, **strip: Any) -> Tensor:
+        if strip:
+            return self._activate_rows(norm, activation, x, z, **strip)
         # The norm's second result is a cache of its 1x1x1 convolutions, which need none.
         return self.recomputed(lambda x, z: activation(norm(x, z)[0]), x, z)
 
-    def _head(self, features: Features, cached: Any) -> tuple[Features, Any]:
+    def _activate_rows(
+        self, norm: Any, activation: Any, x: Tensor, z: Tensor, of_all: Tensor, rows: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """The same for some rows of x, given the statistics of all, and the rows of the latents around them.
+
+        Frame by frame with ``checkpoint="frame"``, because no frame needs another any more. Convolutions of one pixel
+        run at the latents' size, before these are spread.
+        """
+        (start, stop), (first, _) = rows
+        frames, width = x.shape[2], x.shape[-1]
+        factor = width // z.shape[-1]
+        top = start - first * factor
+
+        def spread(y: Tensor, count: int) -> Tensor:
+            y = y.repeat_interleave(factor, dim=-2)[..., top : top + stop - start, :]
+            return interpolate(y, (count, stop - start, width))
+
+        def function(x: Tensor, of_all: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            y = group_norm.normalized(norm.norm_layer, x, of_all)
+            return activation(y * spread(scale, x.shape[2]) + spread(shift, x.shape[2]))
+
+        scale, shift = norm.conv_y(z)[0], norm.conv_b(z)[0]
+        alone = int(frames > 1 and frames % 2)  # the first frame of an odd number
+        step = 1 if self.checkpoint == "frame" else max(1, frames - alone)
+        bounds = [*range(alone, frames, step), frames]
+        made = []
+        for a, b in [(0, 1)] * alone + [*pairwise(bounds)]:
+            at = slice(0, 1)
+            if a >= alone and z.shape[2] > 1:
+                per_latent = (frames - alone) // (z.shape[2] - alone)
+                at = slice(alone + (a - alone) // per_latent, alone + -(-(b - alone) // per_latent))
+            made.append(self.recomputed(function, x[:, :, a:b], of_all, scale[:, :, at], shift[:, :, at]))
+        return torch.cat(made, dim=2)
+
+    def _head(self, features: Features, cached: Any, **strip: Any) -> tuple[Features, Any]:
         decoder = self.vae.decoder
         x, z = features
-        x, cached = decoder.conv_out(self._activate(decoder.norm_out, decoder.conv_act, x, z), conv_cache=cached)
+        x = self._activate(decoder.norm_out, decoder.conv_act, x, z, **strip)
+        x, cached = decoder.conv_out(x, conv_cache=cached)
         return (x,), cached  # upstream does not clamp
 
 
 def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:
     x, z = features
     return (upsampler(x), z), nothing
+
+
+def _piece(run: Any, norm: Any, *modules: nn.Module) -> Piece:
+    """A piece that is local but for the group norm inside a norm by the latents."""
+    inside = getattr(norm, "norm_layer", None)
+    if type(inside) is not nn.GroupNorm or any(m._forward_hooks or m._forward_pre_hooks for m in (norm, inside)):
+        return run
+    found = local(run, norm.conv_y, norm.conv_b, *modules)
+    if not isinstance(found, Local):
+        return run
+
+    def run_with(features: Features, cached: Any, of_all: Tensor, rows: Any) -> tuple[Features, Any]:
+        return run(features, cached, of_all=of_all, rows=(rows[0], rows[-1]))
+
+    return Pooled(
+        run, found.radius, statistics=partial(group_norm.statistics, inside), pool=group_norm.pool, run_with=run_with
+    )

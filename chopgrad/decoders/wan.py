@@ -9,8 +9,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
-from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
+from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.latents import mean_and_std
+from chopgrad.local import Local, local
 from chopgrad.pieces.wan import CACHED_FRAMES, activate, convolve, fork, middle, resample_space, residual
 
 
@@ -45,18 +46,24 @@ class WanDecoder(CausalDecoder):
 
     def blocks(self) -> Blocks:
         decoder = self.named.decoder
-        blocks: Blocks = [[[self._entry]], middle(self, decoder.mid_block)]
+        entry = local(self._entry, self.named.post_quant_conv, decoder.conv_in)
+        blocks: Blocks = [[[entry]], middle(self, decoder.mid_block)]
         for up in decoder.up_blocks:
             shortcut = getattr(up, "avg_shortcut", None)
             upsampler = up.upsampler if hasattr(up, "upsampler") else up.upsamplers and up.upsamplers[0]
             units = [residual(self, block) for block in up.resnets]
             if upsampler is not None:
-                in_time = [partial(_upsample_time, upsampler)] if upsampler.mode == "upsample3d" else []
-                units.append([*in_time, partial(resample_space, self, upsampler.resample)])
+                in_time: list[Piece] = []
+                if upsampler.mode == "upsample3d":
+                    in_time = [local(partial(_upsample_time, upsampler), upsampler.time_conv)]
+                in_space = partial(resample_space, self, upsampler.resample)
+                units.append([*in_time, local(in_space, upsampler.resample, scale=2)])
             if shortcut is not None:
-                units = [[fork], *units, [partial(_join, shortcut)]]
+                units = [[Local(fork)], *units, [Local(partial(_join, shortcut))]]
             blocks.append(units)
-        return [*blocks, [[self._head]]]
+        patch = getattr(self.named.config, "patch_size", None) or 1
+        head = local(self._head, decoder.norm_out, decoder.nonlinearity, decoder.conv_out, scale=patch)
+        return [*blocks, [[head]]]
 
     def _entry(self, features: Features, cached: Any) -> tuple[Features, Any]:
         x, cached = convolve(self.named.decoder.conv_in, self.named.post_quant_conv(features[0]), cached)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chopgrad.local import local
 from chopgrad.recurrence import Features, Piece, Recurrence
 
 CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks back at two
@@ -42,7 +43,10 @@ def residual(model: Recurrence, block: Any) -> list[Piece]:
         y, cached = convolve(block.conv2, block.dropout(activate(model, block.norm2, block.nonlinearity, y)), cached)
         return (y + block.conv_shortcut(x), *rest), cached
 
-    return [first, second]
+    return [
+        local(first, block.norm1, block.nonlinearity, block.conv1),
+        local(second, block.norm2, block.nonlinearity, block.dropout, block.conv2, block.conv_shortcut),
+    ]
 
 
 def middle(model: Recurrence, block: Any) -> list[list[Piece]]:

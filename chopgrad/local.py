@@ -1,0 +1,73 @@
+"""Which pieces are local in space, so that they can be run on some of the rows (``chopgrad.strips``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from chopgrad.recurrence import Features, Piece
+
+
+@dataclass(frozen=True)
+class Local:
+    """A piece whose rows depend on those of the features, and of the slice of the state, at most ``radius`` away.
+
+    Args:
+        run: the piece. Features that it only passes on must be the same objects.
+        radius: in rows of the main features. So many are run beside a strip and dropped of what comes out; what is
+            padded there does not matter, therefore.
+        scale: rows of what it makes for each row of the main features. The state has as many rows as these.
+    """
+
+    run: Piece
+    radius: int = 0
+    scale: int = 1
+
+    def __call__(self, features: Features, state: Any) -> tuple[Features, Any]:
+        return self.run(features, state)
+
+
+def local(run: Piece, *modules: nn.Module, scale: int = 1) -> Piece:
+    """The piece as ``Local``, or as it is: what it calls may be something else than the VAE's class put there.
+
+    Args:
+        modules: all that the piece calls and that might mix rows.
+    """
+    radius = 0
+    for module in (m for called in modules for m in called.modules()):
+        if module._forward_hooks or module._forward_pre_hooks or not is_local(module):
+            return run
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            radius += module.dilation[-2] * (module.kernel_size[-2] // 2)  # one after the other at worst
+    return Local(run, radius, scale)
+
+
+def is_local(module: nn.Module) -> bool:
+    """Whether its own part of the work is local: of containers, and adapters around a layer, that is nothing."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        return module.stride[-2] == 1 and module.kernel_size[-2] % 2 == 1
+    if isinstance(module, nn.Upsample):
+        return module.mode in ("nearest", "nearest-exact")
+    if isinstance(module, nn.SiLU | nn.ReLU | nn.Identity | nn.modules.dropout._DropoutNd):
+        return True
+    normalises_channels = type(module).__name__.endswith("RMS_norm")  # Wan's, Qwen's, and those of the original classes
+    return normalises_channels or bool(list(module.children())) or isinstance(module, nn.ModuleDict | nn.ParameterDict)
+
+
+@dataclass(frozen=True)
+class Pooled(Local):
+    """A local piece but for statistics of its main features over all rows, as a group norm takes them.
+
+    Args:
+        statistics: of some of the rows.
+        pool: those of all rows, from those of parts and how many rows these have.
+        run_with: the piece, given these too: ``(features, state, statistics, rows)``; rows: for each of the features
+            the first row that is given, and the last (not included).
+    """
+
+    statistics: Callable[[Tensor], Tensor] = field(kw_only=True)
+    pool: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = field(kw_only=True)
+    run_with: Callable[[Features, Any, Tensor, Sequence[tuple[int, int]]], tuple[Features, Any]] = field(kw_only=True)
