@@ -102,7 +102,7 @@ class Sweep:
         self.host = OffloadBuffer(source.device, plan.offload and plan.recompute)
         self.saved = OffloadBuffer(source.device, plan.offload and not plan.recompute)
         self._saved_on_host = SavedOnHost(self.saved, self.model.parameters()) if self.saved.enabled else None
-        self._strips = Strips(source.shape[-2], plan.strips, self.host) if plan.strips else None
+        self._strips = Strips(source.shape[-2] // model.row_unit, plan.strips, self.host) if plan.strips else None
         self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host, self._strips)
         self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block

@@ -73,6 +73,8 @@ class Recurrence(ABC):
     """Its shape, in messages."""
     own_methods: ClassVar[tuple[str, ...]] = ()
     """The VAE's methods that a step stands for: an override of them is refused."""
+    row_unit: int = 1
+    """Rows of the source that are one row where it is smallest: strips begin at multiples of them."""
     trial_size: int = 2
     """Height and width of what the trial in ``decoder_for`` and ``encoder_for`` runs on."""
 

@@ -50,7 +50,8 @@ class CausalEncoder(Recurrence):
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:
         super().__init__(vae, checkpoint)
         self.layout = f"[batch, {self.source_channels}, frames, height, width]"
-        self.trial_size = 2 * self.spatial_factor
+        self.row_unit = self.spatial_factor
+        self.trial_size = 2 * self.row_unit
 
     @property
     @abstractmethod

@@ -1,0 +1,256 @@
+"""Walking pieces in strips of rows: plain back-propagation is the reference, in float64, for every tensor."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import chopgrad
+from chopgrad import Chop, Exact, Full
+from chopgrad.local import Local, Pooled, local
+from chopgrad.planner import plan
+from tests.brute_force import Pairwise
+from tests.models import MORE, VAES
+from tests.models import build as frozen
+
+ROWS, WIDTH = 5, 3
+
+
+def build(name):
+    return frozen(name).requires_grad_(True)
+
+
+def source(decoder, count=3, batch=2, rows=ROWS, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn((batch, decoder.latent_channels, count, rows, WIDTH), generator=generator, dtype=dtype)
+
+
+def gradients(decoder, z, strategy, seed=2):
+    z = z.clone().requires_grad_()
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y = chopgrad.decode(decoder, z, strategy)
+    adjoint = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(y.dtype)
+    found = torch.autograd.grad(y, [z, *parameters], adjoint, allow_unused=True, materialize_grads=True)
+    return y.detach(), found
+
+
+def agree(found, expected, bound=1e-11):
+    largest = max(x.norm() for x in expected)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= bound * max(b.norm(), 1e-4 * largest)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 9])  # 5 rows: strips of unequal size, and more strips than rows
+@pytest.mark.parametrize("name", VAES)
+def test_exact_for_every_tensor(name, count, offload):
+    decoder = chopgrad.decoder_for(build(name))
+    z = source(decoder)
+    frames, expected = gradients(decoder, z, Full())
+    seen, found = gradients(decoder, z, Exact(offload=offload, pieces=True, strips=count))
+    assert (seen - frames).abs().max() <= 1e-13
+    agree(found, expected)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_exact_for_other_classes(name):
+    """Pieces that do not say how they are local are walked at once."""
+    decoder = chopgrad.decoder_for(build(name))
+    if not decoder.is_composed:
+        pytest.skip("not taken apart")
+    generator = torch.Generator().manual_seed(1)
+    size = (2, decoder.latent_channels, 5, 2 * decoder.trial_size, decoder.trial_size)
+    z = torch.randn(size, generator=generator, dtype=torch.float64)
+    frames, expected = gradients(decoder, z, Full())
+    seen, found = gradients(decoder, z, Exact(pieces=True, strips=2))
+    assert (seen - frames).abs().max() <= 1e-12
+    agree(found, expected, bound=1e-10)
+
+
+@pytest.mark.parametrize("checkpoint", ["frame", None])
+@pytest.mark.parametrize("name", ["wan2.1", "wan2.2", "cogvideox"])
+def test_every_checkpoint(name, checkpoint):
+    decoder = chopgrad.decoder_for(build(name), checkpoint=checkpoint)
+    z = source(decoder)
+    _, expected = gradients(decoder, z, Full())
+    agree(gradients(decoder, z, Exact(pieces=True, strips=3))[1], expected)
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+@pytest.mark.parametrize("strategy", [Chop(1), Chop(1, block=2), Chop(0, block=3)])
+def test_truncated_in_time(name, strategy):
+    vae = build(name)
+    decoder = chopgrad.decoder_for(vae)
+    z = source(decoder, count=5, batch=1)
+    target = torch.randn_like(decoder.decode(z)).detach()
+    expected = Pairwise(vae, z, target, F.mse_loss).expected(strategy)
+    in_strips = Chop(strategy.distance, block=strategy.block, recompute=True, pieces=True, strips=2)
+    z.requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loss = chopgrad.frame_loss(decoder, z, target, F.mse_loss, in_strips)
+    found = torch.autograd.grad(loss, [z, *decoder.parameters()])
+    agree(found, [expected[0], *expected[1]])
+
+
+def test_losses_with_context_and_gradients_inside():
+    """What else sweeps back: ``context_frames``, and a loss that asks for the gradient while it runs."""
+    decoder = chopgrad.decoder_for(build("wan2.1"))
+    z = source(decoder)
+    target = torch.zeros_like(decoder.decode(z)).detach()
+
+    def loss_fn(frames, target, context=None):
+        loss = F.mse_loss(frames, target)
+        if context is not None:
+            return loss + F.mse_loss(frames[:, :, :1], context[0][:, :, -1:])
+        (gradient,) = torch.autograd.grad(loss, frames, create_graph=False, retain_graph=True)
+        return loss * (1 + gradient.norm())
+
+    def found(strategy):
+        leaf = z.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = chopgrad.frame_loss(decoder, leaf, target, loss_fn, strategy, context_frames=1)
+        return torch.autograd.grad(loss, [leaf, *decoder.parameters()])
+
+    agree(found(Exact(pieces=True, strips=2)), found(Exact()))
+
+
+def test_some_groups_and_a_second_backward_pass():
+    decoder = chopgrad.decoder_for(build("wan2.1").requires_grad_(False))
+    z = source(decoder, count=4).requires_grad_()
+
+    def found(strategy):
+        y = chopgrad.decode(decoder, z, strategy, groups=slice(1, 3))
+        once = torch.autograd.grad(y.square().sum(), z, retain_graph=True)[0]
+        return once, torch.autograd.grad(y.sum(), z)[0]
+
+    agree(found(Exact(pieces=True, strips=3, every=2)), found(Full()))
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_low_precision_is_no_worse_than_stock(name):
+    exact = build(name)
+    reference = gradients(chopgrad.decoder_for(exact), source(chopgrad.decoder_for(exact)), Full())[1]
+    low = chopgrad.decoder_for(copy.deepcopy(exact).to(torch.bfloat16))
+    z = source(low).to(torch.bfloat16)
+
+    def error(strategy):
+        found = gradients(low, z, strategy)[1]
+        return max((a.double() - b).norm() / b.norm().clamp(min=1e-3) for a, b in zip(found, reference, strict=True))
+
+    assert error(Exact(pieces=True, strips=3)) <= 1.5 * error(Full())
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_autocast(name):
+    decoder = chopgrad.decoder_for(build(name).float())
+    z = source(decoder, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        frames, expected = gradients(decoder, z, Full())
+        seen, found = gradients(decoder, z, Exact(pieces=True, strips=3))
+    assert seen.dtype == frames.dtype
+    assert (seen - frames).float().norm() <= 0.02 * frames.float().norm()
+    assert (found[0] - expected[0]).norm() <= 0.05 * expected[0].norm()
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_frames_in_float32(name):
+    """Equal to the last bit where the convolution does the same sums; the bound where it does not."""
+    decoder = chopgrad.decoder_for(build(name).float())
+    z = source(decoder, dtype=torch.float32)
+    frames, seen = (gradients(decoder, z, s)[0] for s in (Full(), Exact(pieces=True, strips=3)))
+    assert (seen - frames).abs().max() <= 1e-5 * frames.abs().max()
+
+
+def test_a_hook_that_mixes_rows_sees_the_whole():
+    vae = build("wan2.1")
+    convolution = vae.decoder.up_blocks[0].resnets[0].conv1
+    handle = convolution.register_forward_hook(lambda module, inputs, output: output - output.mean((-1, -2), True))
+    decoder = chopgrad.decoder_for(vae)
+    z = source(decoder)
+    _, expected = gradients(decoder, z, Full())
+    agree(gradients(decoder, z, Exact(pieces=True, strips=3))[1], expected)
+    handle.remove()
+
+
+def test_a_layer_of_another_kind_sees_the_whole():
+    vae = build("wan2.1")
+    vae.decoder.up_blocks[0].resnets[0].norm1 = nn.GroupNorm(2, vae.decoder.up_blocks[0].resnets[0].conv1.in_channels)
+    vae.double()
+    decoder = chopgrad.decoder_for(vae)
+    z = source(decoder)
+    _, expected = gradients(decoder, z, Full())
+    agree(gradients(decoder, z, Exact(pieces=True, strips=3))[1], expected)
+
+
+def test_larger_kernels_reach_further():
+    wide = nn.Conv3d(2, 2, (3, 7, 7), padding=(0, 3, 3))
+    run = lambda features, state: (features, state)  # noqa: E731
+    assert local(run, wide, nn.SiLU(), nn.Conv2d(2, 2, 3, padding=1)).radius == 4
+    assert local(run, nn.Conv2d(2, 2, 3, stride=2)) is run
+    assert local(run, nn.AdaptiveAvgPool2d(1)) is run
+
+
+@pytest.mark.parametrize(("name", "nonlocal_pieces"), [("wan2.1", 1), ("wan2.2", 1), ("qwen", 1), ("cogvideox", 0)])
+def test_which_pieces_are_local(name, nonlocal_pieces):
+    """All but the attention in the middle of Wan's; otherwise strips would save nothing."""
+    pieces = chopgrad.decoder_for(build(name)).pieces()
+    assert sum(not isinstance(p, Local) for p in pieces) == nonlocal_pieces
+    assert any(isinstance(p, Pooled) for p in pieces) == (name == "cogvideox")
+
+
+def test_adapters_stay_local():
+    peft = pytest.importorskip("peft")
+    vae = build("wan2.1").float()
+    names = [n for n, m in vae.decoder.named_modules() if type(m) is nn.Conv2d and "up_blocks" in n]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False), vae.decoder)
+    vae.double()
+    decoder = chopgrad.decoder_for(vae)
+    assert sum(not isinstance(p, Local) for p in decoder.pieces()) == 1
+    z = source(decoder)
+    _, expected = gradients(decoder, z, Full())
+    agree(gradients(decoder, z, Exact(pieces=True, strips=3))[1], expected)
+
+
+def test_encoder():
+    encoder = chopgrad.encoder_for(build("wan2.1"))
+    video = torch.randn(1, 3, 9, 5 * encoder.spatial_factor, 2 * encoder.spatial_factor, dtype=torch.float64)
+    video.requires_grad_()
+
+    def found(strategy):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y = chopgrad.encode(encoder, video, strategy)
+        return torch.autograd.grad(y.square().sum(), [video, *encoder.parameters()])
+
+    agree(found(Exact(pieces=True, strips=3)), found(Full()))
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_memory_falls(name):
+    """What is handed from piece to piece stays whole, so that the peak does not fall to an eighth."""
+    whole, in_strips = (
+        plan(name, 9, 480, 832, strategies=[Exact(offload=True, pieces=True, strips=n)], checkpoint="frame")[0]
+        for n in (None, 8)
+    )
+    assert in_strips.device_bytes < 0.6 * whole.device_bytes
+    assert in_strips.host_bytes < 1.1 * whole.host_bytes
+
+
+@pytest.mark.parametrize("strips", [0, -1, True, 2.0])
+def test_bad_counts(strips):
+    with pytest.raises((TypeError, ValueError), match="strips must be"):
+        Exact(pieces=True, strips=strips)
+
+
+def test_strips_need_pieces():
+    with pytest.raises(ValueError, match="strips walk each piece"):
+        Exact(strips=2)
+    with pytest.raises(ValueError, match="strips walk each piece"):
+        Chop(1, recompute=True, strips=2)
