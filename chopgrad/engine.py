@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +103,7 @@ class Sweep:
         self.saved = OffloadBuffer(source.device, plan.offload and not plan.recompute)
         self._saved_on_host = SavedOnHost(self.saved, self.model.parameters()) if self.saved.enabled else None
         self._strips = Strips(source.shape[-2] // model.row_unit, plan.strips, self.host) if plan.strips else None
-        self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host, self._strips)
+        self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host, self._strips, plan.resident)
         self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block
         self._starts = sorted({first, *(range(first + (origin - first) % block, count, block) if block else ())})
@@ -112,31 +112,31 @@ class Sweep:
         self._kept, self._block_start = Kept({}), first
         """What ``pull`` starts from."""
 
-    def decode(self, see: See, keep: bool = False) -> dict[int, Carry]:
-        """Decode all groups without graphs, in the memory of one state.
+    def decode(self, see: See, keep: bool = False) -> Kept:
+        """Decode all groups, in the memory of one state.
 
         Args:
-            keep: return the carries with which ``gradients`` can begin later: those that the plan keeps where all
-                groups are one block, else the one that enters the first group in reach.
+            keep: return that with which ``gradients`` can begin later: the carries that the plan keeps where all groups
+                are one block, else the one that enters the first group in reach; and the graphs that it keeps.
         """
         self._forward.repeats = keep
         with self.host:
             kept = Kept({0: self._forward.initial_carry()})
             for i in range(len(self.groups)):
                 keeps = keep and self._keeps(i, kept.carries, self.first, spaced=self.plan.block is None)
-                see(i, self._advance(i, keeps, False, kept))
-            return kept.carries
+                see(i, self._advance(i, keeps, keep and self._keeps_graph(i), kept))
+            return kept
 
-    def gradients(self, see: See | None = None, carries: Mapping[int, Carry] | None = None) -> Gradients:
+    def gradients(self, see: See | None = None, begun: Kept | None = None) -> Gradients:
         """The gradients that the plan keeps, of the adjoints that ``add_adjoint`` was given by the time of each sweep.
 
         Args:
             see: is shown the frames of every group that is decoded here, and may add adjoints.
-            carries: what ``decode`` returned; what it decoded for good is not decoded again. Read, never written.
+            begun: what ``decode`` returned; what it decoded for good is not decoded again. Its graphs are used up.
         """
         count = len(self.groups)
-        self._kept = kept = Kept(dict(carries) if carries else {0: self._forward.initial_carry()})
-        done = count if carries and self.plan.block is None else min(kept.carries)
+        self._kept = kept = Kept(dict(begun.carries), begun.graphs) if begun else Kept({0: self._forward.initial_carry()})
+        done = count if begun and self.plan.block is None else min(kept.carries)
         result = self._nothing()
         with self.host, self.saved:
             for a, b in self._blocks():
@@ -145,7 +145,8 @@ class Sweep:
                 start = max((i for i in self.scored if a <= i < end), default=None)  # where the sweep begins
                 for i in range(done, end):
                     # When recomputing, the group that is swept first is swept at once, so that it need not run again.
-                    swept = self._in_reach(i) if not self.plan.recompute else i == start == end - 1
+                    at_once = i == start == end - 1 or self._keeps_graph(i)
+                    swept = at_once if self.plan.recompute else self._in_reach(i)
                     keeps = self.plan.recompute and self._keeps(i, kept.carries, a, spaced=True)
                     frames = self._advance(i, keeps, swept, kept)
                     if see is not None:
@@ -188,6 +189,10 @@ class Sweep:
             return False
         last = self._blocks()[bisect_right(self._starts, i) - 1][1] - 1 + self.plan.distance
         return any(i <= j <= last for j in self.scored)
+
+    def _keeps_graph(self, i: int) -> bool:
+        """Whether its graph is kept though the plan recomputes: of the last groups, which are swept first."""
+        return self._whole and self._in_reach(i) and i >= len(self.groups) - self.plan.graphs
 
     def _keeps(self, i: int, carries: dict[int, Carry], a: int, spaced: bool) -> bool:
         """Whether what enters group i is kept: of the first group in reach, and with ``spaced`` of every k-th after a.

@@ -31,6 +31,7 @@ class Forward:
         by_pieces: walk the model's pieces, one by one.
         host: where states and features wait.
         strips: walk pieces strip by strip.
+        resident: pieces, from the first, whose features stay on the device.
 
     Attributes:
         pieces: what a group runs, in order.
@@ -45,6 +46,7 @@ class Forward:
         by_pieces: bool,
         host: OffloadBuffer,
         strips: Strips | None = None,
+        resident: int = 0,
     ) -> None:
         def everything(features: Features, state: Any) -> tuple[Features, Any]:
             y, state = model.step(features[0], state)
@@ -53,7 +55,7 @@ class Forward:
         self.pieces: list[Piece] = list(model.pieces()) if by_pieces else [everything]
         self.repeats = False
         self._model, self._groups, self._source = model, groups, source
-        self._by_pieces, self._host, self._strips = by_pieces, host, strips
+        self._by_pieces, self._host, self._strips, self._resident = by_pieces, host, strips, resident
         self._buffers = [(name, x, x._version) for name, x in model.vae.named_buffers() if not x.is_inference()]
 
     def taken(self, i: int) -> Tensor:
@@ -100,7 +102,8 @@ class Forward:
                 features, new = piece(entering, state)
                 after.append(self._host.put(new) if onward else None)
                 if inputs is not None and wanted:
-                    inputs.append(self._waiting(features, dict(zip(map(id, entering), inputs[-1], strict=True))))
+                    waiting = dict(zip(map(id, entering), inputs[-1], strict=True))
+                    inputs.append(features if k + 1 < self._resident else self._waiting(features, waiting))
                 del entering, state, new
         self._check_buffers()
         if random is not None and not torch.equal(random, self._random_state()):

@@ -51,6 +51,10 @@ class Plan:
     every: int | None = 1
     pieces: bool = False
     strips: int | None = None
+    graphs: int = 0
+    """Of the last groups, kept in spite of recompute."""
+    resident: int = 0
+    """Pieces, from the first, whose inputs stay on the device in spite of offload."""
 
 
 def _check_strips(owner: str, strips: int | None, pieces: bool) -> None:

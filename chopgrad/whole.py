@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from chopgrad.engine import Carry, Sweep
+from chopgrad.engine import Carry, Kept, Sweep
 from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.inputs import check_dropout, check_inputs, check_sampled, check_tangent, trained_parameters
 from chopgrad.recurrence import Group, Recurrence
@@ -72,7 +72,7 @@ class _Call:
         start, yields = self.spans[self.chosen.start].yields.start, self.spans[i].yields
         return slice(yields.start - start, yields.stop - start)
 
-    def run(self, source: Tensor, keep: bool) -> tuple[Tensor, dict[int, Carry]]:
+    def run(self, source: Tensor, keep: bool) -> tuple[Tensor, Kept]:
         """What was asked for, and what a sweep begins with."""
         found: list[Tensor] = []
         length = self.place(self.chosen[-1]).stop
@@ -85,10 +85,10 @@ class _Call:
 
         with unshared_weights():
             sweep = self.sweep(source)
-            carries = sweep.decode(see, keep)
+            kept = sweep.decode(see, keep)
             if keep:
                 sweep.host.land()  # autograd is handed the states, and hooks of the user's may read what it saves
-        return found[0], carries
+        return found[0], kept
 
 
 class _Run(torch.autograd.Function):
@@ -96,9 +96,10 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, source: Tensor, *parameters: Tensor) -> Tensor:
-        found, carries = call.run(source, keep=True)
+        found, kept = call.run(source, keep=True)
         ctx.call, ctx.autocast = call, _Autocast.now(source.device.type)
-        ctx.states, tensors = _Packed.of(carries)
+        ctx.states, tensors = _Packed.of(kept.carries)
+        ctx.graphs = kept.graphs  # used up by the first backward pass; a second one builds them again
         # Weights are saved for the check that they have not been changed, states so that autograd frees them.
         ctx.weights, ctx.settings = _weights(call.model), _settings(call.model)
         ctx.save_for_backward(source, *tensors, *ctx.weights)
@@ -124,7 +125,7 @@ class _Run(torch.autograd.Function):
             sweep = call.sweep(source)
             for i in call.chosen:
                 sweep.add_adjoint(i, adjoint[:, :, call.place(i)])
-            gradients = sweep.gradients(carries=ctx.states.unpack(tensors))
+            gradients = sweep.gradients(begun=Kept(ctx.states.unpack(tensors), ctx.graphs))
             found = [gradients.source, *gradients.parameters]
             found = [None if g is None else g.to(x.dtype) for g, x in zip(found, sources, strict=True)]
         return None, *not_twice(found, adjoint, sources)
