@@ -103,6 +103,7 @@ class Sweep:
         self.saved = OffloadBuffer(source.device, plan.offload and not plan.recompute)
         self._saved_on_host = SavedOnHost(self.saved, self.model.parameters()) if self.saved.enabled else None
         self._strips = Strips(source.shape[-2] // model.row_unit, plan.strips, self.host) if plan.strips else None
+        self._parts = self._strips.parts(plan.space) if self._strips and plan.space is not None else [None]
         self._forward = Forward(self.model, self.groups, source, plan.pieces, self.host, self._strips, plan.resident)
         self._forward.repeats = plan.recompute
         count, block = len(self.groups), plan.block
@@ -135,7 +136,9 @@ class Sweep:
             begun: what ``decode`` returned; what it decoded for good is not decoded again. Its graphs are used up.
         """
         count = len(self.groups)
-        self._kept = kept = Kept(dict(begun.carries), begun.graphs) if begun else Kept({0: self._forward.initial_carry()})
+        self._kept = kept = (
+            Kept(dict(begun.carries), begun.graphs) if begun else Kept({0: self._forward.initial_carry()})
+        )
         done = count if begun and self.plan.block is None else min(kept.carries)
         result = self._nothing()
         with self.host, self.saved:
@@ -243,7 +246,7 @@ class Sweep:
         """
         host, graphs, carries = self.host, kept.graphs, kept.carries
         scale = adjoints.scale(a, start)
-        adjoint: Adjoint | None = None
+        adjoint: list[Adjoint] | None = None
         for i in range(start, a - 1, -1):
             in_block, cut = i < b, i == a
             carry: Carry = [None] if i in graphs else self._carry(i, carries)
@@ -251,41 +254,46 @@ class Sweep:
             if self._whole and not cut:
                 host.fetch(carries.get(i - 1))
             pieces = self._forward.pieces
-            before: Adjoint = [[] for _ in pieces]
-            seeds = [adjoints.get(i, scale)]
-            for k in reversed(range(len(pieces))):
-                after: list[Any] = adjoint[k] if adjoint else []
-                if adjoint:
-                    adjoint[k] = []
-                tracked = k > 0 or self.source_needs_grad
-                wanted: dict[str, Any] = {
-                    "features": k > 0 or (in_block and self.source_needs_grad),
-                    "parameters": self.parameters if in_block else [],
-                    "carry": not cut,
-                }
-                if self._strips:
-                    seeds, of_parameters, before[k] = self._strips.reverse(
-                        pieces[k], inputs.pop(), carry[k], seeds, after, tracked=tracked, **wanted
-                    )
-                else:
-                    features, state, after = host.get(inputs.pop()), host.get(carry[k]), host.get(after)
-                    if k:
-                        host.fetch([inputs[-1], carry[k - 1], adjoint[k - 1] if adjoint else None])
-                    graph = graphs.pop(i, None) or self._graph(pieces[k], features, state, tracked)
-                    del features, state
-                    again = retain or (not in_block and not self.plan.recompute)
-                    if again and not self.plan.recompute:
-                        graphs[i] = graph
-                    seeds, of_parameters, of_state = graph.pull(seeds, after, retain=again, **wanted)
-                    before[k] = of_state if self._whole else host.put(of_state)
-                    del graph, of_state
-                del after  # before the next graph is built
-                if in_block:
-                    result.parameters = total(result.parameters, [unscaled(x, scale) for x in of_parameters])
-                    if k == 0:
-                        (of_source,) = self._strips.joined(seeds) if self._strips else seeds
-                        self._record(result, i, unscaled(of_source, scale))
-                del of_parameters
+            before: list[Adjoint] = [[[] for _ in pieces] for _ in self._parts]
+            yielded = adjoints.get(i, scale)
+            for n, part in enumerate(self._parts):
+                seeds: list[Any] = [part.seed(yielded) if part else yielded]
+                for k in reversed(range(len(pieces))):
+                    after: list[Any] = adjoint[n][k] if adjoint else []
+                    if adjoint:
+                        adjoint[n][k] = []
+                    entering = inputs[k]
+                    if n + 1 == len(self._parts):
+                        inputs.pop()
+                    tracked = k > 0 or self.source_needs_grad
+                    wanted: dict[str, Any] = {
+                        "features": k > 0 or (in_block and self.source_needs_grad),
+                        "parameters": self.parameters if in_block else [],
+                        "carry": not cut,
+                    }
+                    if self._strips:
+                        seeds, of_parameters, before[n][k] = self._strips.reverse(
+                            pieces[k], entering, carry[k], seeds, after, part, tracked=tracked, **wanted
+                        )
+                    else:
+                        features, state, after = host.get(entering), host.get(carry[k]), host.get(after)
+                        if k:
+                            host.fetch([inputs[-1], carry[k - 1], adjoint[n][k - 1] if adjoint else None])
+                        graph = graphs.pop(i, None) or self._graph(pieces[k], features, state, tracked)
+                        del features, state
+                        again = retain or (not in_block and not self.plan.recompute)
+                        if again and not self.plan.recompute:
+                            graphs[i] = graph
+                        seeds, of_parameters, of_state = graph.pull(seeds, after, retain=again, **wanted)
+                        before[n][k] = of_state if self._whole else host.put(of_state)
+                        del graph, of_state
+                    del after, entering  # before the next graph is built
+                    if in_block:
+                        result.parameters = total(result.parameters, [unscaled(x, scale) for x in of_parameters])
+                        if k == 0:
+                            (of_source,) = self._strips.joined(seeds) if self._strips else seeds
+                            self._record(result, i, unscaled(of_source, scale))
+                    del of_parameters
             adjoint = before
             if in_block:
                 carries.pop(i, None)  # no later block starts before b

@@ -102,8 +102,8 @@ class Forward:
                 features, new = piece(entering, state)
                 after.append(self._host.put(new) if onward else None)
                 if inputs is not None and wanted:
-                    waiting = dict(zip(map(id, entering), inputs[-1], strict=True))
-                    inputs.append(features if k + 1 < self._resident else self._waiting(features, waiting))
+                    there = dict(zip(map(id, entering), inputs[-1], strict=True))
+                    inputs.append(features if k + 1 < self._resident else self._waiting(features, there))
                 del entering, state, new
         self._check_buffers()
         if random is not None and not torch.equal(random, self._random_state()):

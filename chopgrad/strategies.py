@@ -53,6 +53,8 @@ class Plan:
     strips: int | None = None
     graphs: int = 0
     """Of the last groups, kept in spite of recompute."""
+    space: int | None = None
+    """Rows of the source beyond which a strip's adjoint is cut."""
     resident: int = 0
     """Pieces, from the first, whose inputs stay on the device in spite of offload."""
 
@@ -92,6 +94,9 @@ class Chop:
             when graphs are kept.
         pieces: with ``recompute``, walk each group piece by piece (see ``Exact``).
         strips: with ``pieces``, walk each piece in so many strips of its rows (see ``Exact``).
+        space: with ``strips``, truncate in space too (arXiv 2603.17812, Sec. 3.3): the adjoint of each strip of the
+            frames is swept back alone, and dropped wherever it is more than ``space`` latent rows above or below the
+            strip. The frames stay what they are. As many sweeps as there are strips, of their surroundings.
 
     Raises:
         TypeError, ValueError: when a setting is not an int, or below its least value, or pieces without recompute.
@@ -103,6 +108,7 @@ class Chop:
     offload: bool = False
     pieces: bool = False
     strips: int | None = None
+    space: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("Chop", "distance", self.distance, 0)
@@ -110,9 +116,16 @@ class Chop:
         if self.pieces and not self.recompute:
             raise ValueError("Chop: pieces=True rebuilds graphs piece by piece, so it needs recompute=True.")
         _check_strips("Chop", self.strips, self.pieces)
+        if self.space is not None:
+            _check_int("Chop", "space", self.space, 0)
+            if self.strips is None:
+                raise ValueError("Chop: space is the distance from a strip, so it needs strips.")
 
     def plan(self) -> Plan:
-        return Plan(self.block, self.distance, self.recompute, self.offload, pieces=self.pieces, strips=self.strips)
+        return Plan(
+            self.block, self.distance, self.recompute, self.offload, pieces=self.pieces, strips=self.strips,
+            space=self.space,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

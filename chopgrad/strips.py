@@ -116,6 +116,7 @@ class Strips:
         state: Any,
         seeds: Sequence[Any],
         after: Sequence[Any],
+        part: Part | None,
         *,
         tracked: bool,
         **wanted: Any,
@@ -126,12 +127,14 @@ class Strips:
             inputs: the features.
             seeds, after: adjoints of what the piece makes, let go of when they have been read, and of the state for the
                 next group; None where there is none.
+            part: adjoints are kept inside it only.
             tracked, wanted: as there.
         """
         if not isinstance(piece, Local) or not self._fits(inputs):
             graph = Graph.of(piece, tuple(self.joined(x) for x in inputs), self.host.get(state), tracked)
-            pulled = graph.pull(self.joined(seeds), self.host.get(after), retain=False, **wanted)
-            return Pulled(pulled[0], pulled[1], self.host.put(pulled[2]))
+            found = graph.pull(self.joined(seeds), self.host.get(after), retain=False, **wanted)
+            kept = [[part.inside(x) if part else x for x in adjoints] for adjoints in (found[0], found[2])]
+            return Pulled(kept[0], found[1], self.host.put(kept[1]))
         cuts = [self.cut(x) for x in inputs]
         readers = [_Reader(x, self) for x in cuts]
         leaves, spec = tree_flatten(state, is_leaf=_is_cut)
@@ -140,18 +143,20 @@ class Strips:
             [None if x is None else _Reader(self.cut(x), self, core_only=True, consumes=True) for x in adjoints]
             for adjoints in (seeds, after)
         )
-        sums, sums_of_state = [_Sum(x, None) for x in readers], [_Sum(x, self.host) for x in of_state]
+        sums, sums_of_state = [_Sum(x, None, part) for x in readers], [_Sum(x, self.host, part) for x in of_state]
         parameters: list[Tensor | None] = [None] * len(wanted["parameters"])
         pooled = _Statistics(self, piece, cuts)
         for strip in self.along(piece, cuts, [*readers, *of_state, *of_outputs, *of_after]):
+            adjoints = [strip.read(x) for x in (*of_outputs, *of_after)]
+            if all(x is None for x in adjoints):
+                continue
             entering = [strip.read(x) for x in readers]
             slices = tree_unflatten([strip.read(x) for x in of_state], spec)
             graph = Graph.of(strip.cropped(readers), (*entering, *pooled.given), slices, tracked)
             del entering, slices
-            adjoints = [strip.read(x) for x in of_outputs]
-            adjoints_after = [strip.read(x) for x in of_after]
-            of_features, of_parameters, of_carry = graph.pull(adjoints, adjoints_after, retain=False, **wanted)
-            del graph, adjoints, adjoints_after
+            n = len(of_outputs)
+            of_features, of_parameters, of_carry = graph.pull(adjoints[:n], adjoints[n:], retain=False, **wanted)
+            del graph, adjoints
             parameters = total(parameters, of_parameters)
             pooled.add(of_features[len(cuts) :])
             for x, into in (*zip(of_features, sums, strict=False), *zip(of_carry, sums_of_state, strict=False)):
@@ -159,6 +164,10 @@ class Strips:
             del of_features, of_parameters, of_carry
         pooled.pull(sums[0])
         return Pulled([x.cut() for x in sums], parameters, [x.cut() for x in sums_of_state] if wanted["carry"] else [])
+
+    def parts(self, space: int) -> list[Part]:
+        """The strips of the frames, each with what is at most ``space`` rows of the source away."""
+        return [Part(self, j, (a - space, b + space)) for j, (a, b) in enumerate(pairwise(self.bounds))]
 
     def cut(self, x: Any) -> Cut:
         """A tensor, which may wait, as blocks, which are views of it on the device."""
@@ -172,7 +181,7 @@ class Strips:
         """The tree on the device with whole tensors."""
 
         def join(x: Any) -> Any:
-            return torch.cat(self.host.get(x.blocks), dim=-2) if _is_cut(x) else self.host.get(x)
+            return _Reader(x, self).read(0, self.bounds[-1] * x.scale) if _is_cut(x) else self.host.get(x)
 
         return tree_map(join, tree, is_leaf=lambda x: _is_cut(x) or isinstance(x, Offloaded))
 
@@ -207,6 +216,37 @@ class Strips:
                         if ahead is not None:
                             reader.fetch(*ahead.rows(reader))
             yield strip
+
+
+@dataclass(frozen=True)
+class Part:
+    """A strip of the frames whose adjoint is swept back alone (arXiv 2603.17812, Sec. 3.3), and how far it goes.
+
+    Args:
+        block: of the frames.
+        rows: of the source: the first that it reaches, and the last (not included).
+    """
+
+    strips: Strips
+    block: int
+    rows: tuple[int, int]
+
+    def seed(self, adjoint: Tensor | None) -> Cut | None:
+        """The adjoint of this strip of a group's frames."""
+        if adjoint is None:
+            return None
+        cut = self.strips.cut(adjoint)
+        return Cut([x if j == self.block else None for j, x in enumerate(cut.blocks)], cut.scale)
+
+    def inside(self, x: Tensor | None) -> Tensor | None:
+        """An adjoint, zero where it is not kept."""
+        if x is None:
+            return None
+        scale = x.shape[-2] // self.strips.bounds[-1]
+        top, bottom = (max(0, row * scale) for row in self.rows)
+        kept = torch.zeros_like(x)
+        kept[..., top:bottom, :] = x[..., top:bottom, :]
+        return kept
 
 
 @dataclass(frozen=True)
@@ -350,10 +390,12 @@ class _Sum:
     Args:
         reader: of what they are the adjoints, if it was read by strips.
         host: where they wait; None: nowhere.
+        part: to keep what is inside it only.
     """
 
-    def __init__(self, reader: Any, host: OffloadBuffer | None) -> None:
+    def __init__(self, reader: Any, host: OffloadBuffer | None, part: Part | None) -> None:
         self._reader, self._host = reader if isinstance(reader, _Reader) else None, host
+        self._rows = part.rows if part else (0, None)
         self._blocks: list[Any] = []
         self._sent = 0
 
@@ -364,9 +406,9 @@ class _Sum:
         self._blocks = self._blocks or [None] * (len(edges) - 1)
         start, stop = strip.rows(self._reader)
         for j, (top, bottom) in enumerate(pairwise(edges)):
-            if x is None or bottom <= start or stop <= top:
+            a, b = self._clipped(max(start, top), min(stop, bottom))
+            if x is None or b <= a:
                 continue
-            a, b = max(start, top), min(stop, bottom)
             part = x[..., a - start : b - start, :]
             if self._blocks[j] is not None:
                 self._blocks[j][..., a - top : b - top, :] += part  # made here: a strip that others reach into is cut
@@ -388,8 +430,19 @@ class _Sum:
         first = self._reader.edges[strip.p]
         for j in range(strip.p, strip.q):
             top, bottom = self._reader.edges[j : j + 2]
-            part = x[..., top - first : bottom - first, :]
-            self._blocks[j] = dense(part) if self._blocks[j] is None else self._blocks[j] + part
+            a, b = self._clipped(top, bottom)
+            if b <= a:
+                continue
+            if self._blocks[j] is None:
+                self._blocks[j] = x.new_zeros(*x.shape[:-2], bottom - top, x.shape[-1])
+            self._blocks[j] = dense(self._blocks[j])
+            self._blocks[j][..., a - top : b - top, :] += x[..., a - first : b - first, :]
+
+    def _clipped(self, top: int, bottom: int) -> tuple[int, int]:
+        assert self._reader is not None
+        first, last = self._rows
+        scale = self._reader.scale
+        return max(top, first * scale), bottom if last is None else min(bottom, last * scale)
 
     def cut(self) -> Cut | None:
         there = any(x is not None for x in self._blocks)

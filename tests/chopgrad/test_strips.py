@@ -2,11 +2,13 @@
 
 import copy
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 import chopgrad
 from chopgrad import Chop, Exact, Full
@@ -96,6 +98,71 @@ def test_truncated_in_time(name, strategy):
         loss = chopgrad.frame_loss(decoder, z, target, F.mse_loss, in_strips)
     found = torch.autograd.grad(loss, [z, *decoder.parameters()])
     agree(found, [expected[0], *expected[1]])
+
+
+class KeepRows(torch.autograd.Function):
+    """The same tensor, whose adjoint is zero outside of some rows."""
+
+    @staticmethod
+    def forward(ctx, x, rows):
+        ctx.rows = rows
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, adjoint):
+        kept = torch.zeros_like(adjoint)
+        kept[..., ctx.rows, :] = adjoint[..., ctx.rows, :]
+        return kept, None
+
+
+def truncated_in_space(decoder, z, adjoint, strips, space):
+    """By its definition: one graph for each strip of the frames, masked wherever a piece hands something on."""
+    rows = z.shape[-2]
+    bounds = [rows * j // strips for j in range(strips + 1)]
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+    sums = [0.0] * (1 + len(parameters))
+    for top, bottom in pairwise(bounds):
+
+        def keep(x, first=top - space, last=bottom + space):
+            if not isinstance(x, torch.Tensor):
+                return x
+            scale = x.shape[-2] // rows
+            return KeepRows.apply(x, slice(max(0, first) * scale, last * scale))
+
+        leaf, state, frames = z.clone().requires_grad_(), decoder.initial_state(), []
+        for group in decoder.frame_groups(z.shape[2]):
+            features, after = (keep(leaf[:, :, group.latents]),), []
+            for piece, before in zip(decoder.pieces(), state, strict=True):
+                features, new = piece(features, tree_map(keep, before))
+                features = tuple(map(keep, features))
+                after.append(new)
+            state = tuple(after)
+            frames.append(features[0])
+        y = torch.cat(frames, dim=2)
+        scale = y.shape[-2] // rows
+        seed = torch.zeros_like(y)
+        seed[..., top * scale : bottom * scale, :] = adjoint[..., top * scale : bottom * scale, :]
+        found = torch.autograd.grad(y, [leaf, *parameters], seed, allow_unused=True, materialize_grads=True)
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
+    return sums
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize(("strips", "space"), [(2, 0), (2, 1), (3, 1), (5, 2), (3, 9)])
+@pytest.mark.parametrize("name", VAES)
+def test_truncated_in_space(name, strips, space, offload):
+    decoder = chopgrad.decoder_for(build(name))
+    z = source(decoder)
+    frames, whole = gradients(decoder, z, Full())
+    strategy = Chop(9, recompute=True, pieces=True, offload=offload, strips=strips, space=space)
+    seen, found = gradients(decoder, z, strategy)
+    adjoint = torch.randn(frames.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert (seen - frames).abs().max() <= 1e-13
+    agree(found, truncated_in_space(decoder, z, adjoint, strips, space))
+    if space >= ROWS:
+        agree(found, whole)
+    else:
+        assert (found[0] - whole[0]).norm() > 1e-3 * whole[0].norm()
 
 
 def test_losses_with_context_and_gradients_inside():
@@ -254,3 +321,10 @@ def test_strips_need_pieces():
         Exact(strips=2)
     with pytest.raises(ValueError, match="strips walk each piece"):
         Chop(1, recompute=True, strips=2)
+
+
+def test_a_distance_in_space_needs_strips():
+    with pytest.raises(ValueError, match="space is the distance from a strip"):
+        Chop(1, recompute=True, pieces=True, space=1)
+    with pytest.raises(ValueError, match="space must be at least 0"):
+        Chop(1, recompute=True, pieces=True, strips=2, space=-1)
