@@ -66,111 +66,124 @@ class _Video:
         self.plan, self.profile, self.around = plan, profile, around
         self.one_graph = one_graph and not around.streams
         self.count = profile.groups
-        self.window = self.count if plan.block is None else min(plan.block + plan.distance, self.count)
 
     def need(self) -> Need:
-        resident = self.profile.weight_bytes + self.profile.source_bytes
-        device, host, moment = self._recomputed() if self.plan.recompute else self._retained()
-        phases = [(device + self.around.gradient_bytes + self.around.held_bytes, moment)]
-        phases.append((self._before_loss() + self.around.loss_bytes, "loss"))
-        device, moment = max(phases)
-        return Need(resident + device, host, moment)
+        resident, around = self.profile.weight_bytes + self.profile.source_bytes, self.around
+        found = [p for window in self._windows() for p in self._peaks(*window)]
+        device, moment = max((p[0], p[2]) for p in found)
+        in_loss = max(self._before_loss(*window) for window in self._windows()) + around.loss_bytes
+        device, moment = max((device + around.gradient_bytes + around.held_bytes, moment), (in_loss, "the loss"))
+        return Need(resident + device, max(p[1] for p in found), moment)
+
+    def _windows(self) -> list[tuple[int, int, int]]:
+        """(a, b, end) of those that differ: gradients are kept for groups a .. b - 1, losses of a .. end - 1 swept."""
+        block = self.plan.block or self.count
+        starts = list(range(0, self.count, block))
+        ends = {*starts[: len(self.profile.first) + 2], *starts[-2 - self.plan.distance :]}
+        return [(a, min(a + block, self.count), min(a + block + self.plan.distance, self.count)) for a in sorted(ends)]
 
     def group(self, i: int) -> GroupProfile:
         first = self.profile.first
         return first[i] if i < len(first) else self.profile.steady
 
-    def states(self, start: int, stop: int) -> int:
-        """Bytes of those that enter groups start .. stop - 1."""
+    def state(self, i: int) -> int:
+        """Bytes of the state that enters group i; none enters the first, and none leaves the last."""
+        return self.group(i).state_bytes if 0 < i < self.count else 0
+
+    def _sum(self, name: str, start: int, stop: int) -> int:
         first = len(self.profile.first)
-        some = sum(self.group(i).state_bytes for i in range(start, min(stop, first)))
-        return some + max(0, stop - max(start, first)) * self.profile.steady.state_bytes
+        some = sum(getattr(self.group(i), name) for i in range(start, min(stop, first)))
+        return some + max(0, stop - max(start, first)) * getattr(self.profile.steady, name)
 
-    def yields(self, start: int, stop: int) -> int:
-        first = len(self.profile.first)
-        some = sum(self.group(i).yields_bytes for i in range(start, min(stop, first)))
-        return some + max(0, stop - max(start, first)) * self.profile.steady.yields_bytes
+    def _peaks(self, a: int, b: int, end: int) -> list[tuple[int, int, str]]:
+        """(device, host, moment) of the groups of one window that differ."""
+        if not self.plan.recompute:
+            return [self._retained(a, b, end)]
+        groups = sorted({end - 1, max(a, end - 2), *range(a, min(len(self.profile.first), end))})
+        found = []
+        for i in groups:
+            if self.plan.pieces:
+                found += self._of_pieces(i, a, b, end)
+            else:
+                found.append(self._of_group(i, a, b, end))
+        return found
 
-    def _retained(self) -> tuple[int, int, str]:
-        group, whole = self.profile.steady, self.profile.steady.whole
-        beyond = self.window > (self.plan.block or self.count)
-        extra = (whole.retained_bytes if beyond else whole.pull_bytes) - whole.graph_bytes
-        if self.window == 1 or not beyond:
-            extra -= group.state_bytes  # nothing enters the last group from above
-        return self._graphs() + extra, 0, _backward(group)
-
-    def _graphs(self) -> int:
+    def _graphs(self, a: int, end: int) -> int:
         """Of a window, with what waits for it."""
-        start, first = self.count - self.window, len(self.profile.first)
-        graphs = sum(self.group(i).whole.graph_bytes for i in range(start, min(self.count, first)))
-        graphs += max(0, self.count - max(start, first)) * self.profile.steady.whole.graph_bytes
+        graphs = sum(self.group(i).whole.graph_bytes for i in range(a, min(end, len(self.profile.first))))
+        graphs += max(0, end - max(a, len(self.profile.first))) * self.profile.steady.whole.graph_bytes
         if self.one_graph:  # a state that no operator saves is let go; the graph of a group holds it
-            return graphs - self.states(start + 1, self.count + 1)
-        if self.window == self.count:
-            graphs -= self.group(self.count).state_bytes
-        return graphs + self.group(start).state_bytes + self.yields(start, self.count)
+            return graphs - self._sum("state_bytes", a + 1, end + 1)
+        if end == self.count:
+            graphs -= self.group(end).state_bytes
+        return graphs + self.state(a) + self._sum("yields_bytes", a, end)
 
-    def _kept(self) -> int:
-        """States of a window, with the one that enters the next window and the adjoint of one."""
-        start, state = self.count - self.window, self.profile.steady.state_bytes
-        kept = self.states(max(1, start), self.count)
+    def _retained(self, a: int, b: int, end: int) -> tuple[int, int, str]:
+        last = self.group(end - 1)
+        pulled = last.whole.retained_bytes if end > b else last.whole.pull_bytes
+        if end - b < 2:  # no graph is kept into which an adjoint of the state comes
+            pulled -= self.group(end).state_bytes
+        return self._graphs(a, end) + pulled - last.whole.graph_bytes, 0, _backward(last)
+
+    def _kept(self, i: int, a: int, b: int, end: int) -> int:
+        """States that wait while group i is swept, its own among them."""
+        stays = not self.around.streams and self.plan.block is None  # autograd holds them
+        kept = self._sum("state_bytes", max(1, a), end) + (self.state(end) if end < self.count else 0)
         every = self.plan.every or 1
         if every > 1:
-            kept -= max(0, self.count - ceil(self.count / every) - min(every, self.count)) * state
-        if self.window == self.count:
-            return kept
-        return kept + state * (2 if self.plan.distance else 1)
+            alive = ceil(self.count / every) + min(every, self.count)
+            kept -= max(0, self.count - alive) * self.profile.steady.state_bytes
+        return kept if stays else kept - self._sum("state_bytes", i + 1, max(i + 1, min(b, end)))
 
-    def _recomputed(self) -> tuple[int, int, str]:
-        group, offload, kept = self.profile.steady, self.plan.offload, self._kept()
-        waiting = self.yields(self.count - self.window, self.count) if self.around.streams or offload else 0
-        if not self.plan.pieces:
-            device, moment, inputs = group.whole.pull_bytes, _backward(group), 0
-            if offload:
-                device += 2 * group.state_bytes if self.window > 2 else 0
-            elif self.window > 1:
-                device -= group.state_bytes  # one is let go while its adjoint comes in
-        else:
-            device, moment, inputs = self._by_pieces(group)
-        if offload:
-            return device, kept + waiting + inputs, moment
-        return device + kept + waiting, 0, moment
+    def _waiting(self, a: int, end: int) -> int:
+        """Adjoints of frames; with a whole video's loss those on the device are a part of what it holds."""
+        return self._sum("yields_bytes", a, end) if self.around.streams or self.plan.offload else 0
 
-    def _by_pieces(self, group: GroupProfile) -> tuple[int, str, int]:
-        """On the device, the piece at the peak, and the features that wait with the adjoint of the state."""
-        pieces = group.pieces
-        peaks: list[tuple[int, str]] = []
-        features, adjoint, most = 0, 0, 0
+    def _of_group(self, i: int, a: int, b: int, end: int) -> tuple[int, int, str]:
+        group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
+        device = group.whole.pull_bytes - (self.group(i + 1).state_bytes if i == end - 1 else 0)
+        if not self.plan.offload:
+            return device + kept + waiting, 0, _backward(group)
+        device += group.state_bytes + (self.state(i - 1) if i > a else 0)
+        return device, kept + waiting, _backward(group)
+
+    def _of_pieces(self, i: int, a: int, b: int, end: int) -> list[tuple[int, int, str]]:
+        group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
+        pieces, cut = group.pieces, i == a
+        # Adjoints of the state that left this group, which come from the next one.
+        above = [p.state_bytes for p in self.group(i + 1).pieces]
+        missing = above if i == end - 1 else [0] * len(above)
+        above = [x - y for x, y in zip(above, missing, strict=True)]
+        found, features = [], 0
         for k, piece in enumerate(pieces):
-            before = pieces[k - 1].state_bytes if k else 0
-            after = pieces[k + 1].state_bytes if k + 1 < len(pieces) else 0
+            made = 0 if cut else sum(p.state_bytes for p in pieces[k + 1 :])
+            alone = piece.pull_bytes - missing[k] - (piece.state_bytes if cut else 0)
             if self.plan.offload:
-                alone = piece.entering_bytes + piece.state_bytes + piece.pull_bytes
-                alone += (_fetched(pieces[k - 1], piece) if k else 0) + before
-                both = [alone + before + after] if self.window > 2 else []
-                # Nothing enters the last group of a window from above, and nothing leaves its first.
-                ends = [alone + after - piece.state_bytes, alone + before - piece.state_bytes]
-                if self.window == 1:
-                    ends = [alone - 2 * piece.state_bytes]
-                device = max(both + ends)
+                device = piece.entering_bytes + piece.state_bytes + alone
+                if k:
+                    device += _fetched(pieces[k - 1], piece) + pieces[k - 1].state_bytes + above[k - 1]
+                if not cut and k + 1 < len(pieces):
+                    device += pieces[k + 1].state_bytes  # it leaves
+                host = kept + waiting + features + made + sum(above[: k + 1])
             else:
-                device = group.takes_bytes + features + piece.pull_bytes + group.state_bytes - 2 * piece.state_bytes
-            peaks.append((device, f"{piece.name}, backward"))
-            most = max(most, features + sum(p.state_bytes for p in pieces[k + 1 :]))
+                device, host = kept + waiting + group.takes_bytes + features + alone + made + sum(above[:k]), 0
+            found.append((device, host, f"{piece.name}, backward"))
             features += piece.made_bytes
-        return *max(peaks), most
+        return found
 
-    def _before_loss(self) -> int:
+    def _before_loss(self, a: int, b: int, end: int) -> int:
         """On the device when the loss is asked for."""
         if not self.plan.recompute:
-            return self._graphs()
+            return self._graphs(a, end) if self.one_graph or self.around.streams else 0
+        last = self.group(end - 1)
+        kept = 0 if self.plan.offload else self._kept(end - 1, a, b, end)
         if not self.around.streams:
-            return 0 if self.plan.offload else self._kept()
-        group = self.profile.steady
-        kept = 0 if self.plan.offload else self._kept() + self.yields(self.count - self.window, self.count - 1)
+            return kept + self.around.held_bytes // 3
+        if not self.plan.offload:
+            kept += self._sum("yields_bytes", a, end - 1)
         if not self.plan.pieces:
-            return kept + group.whole.graph_bytes
-        return kept + group.yields_bytes + (0 if self.plan.offload else sum(p.made_bytes for p in group.pieces[:-1]))
+            return kept + last.whole.graph_bytes
+        return kept + last.yields_bytes + (0 if self.plan.offload else sum(p.made_bytes for p in last.pieces[:-1]))
 
 
 def _fetched(before: PieceProfile, piece: PieceProfile) -> int:
