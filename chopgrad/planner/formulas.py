@@ -61,6 +61,13 @@ def need(strategy: Strategy, profile: Profile, around: Surroundings) -> Need:
     return _Video(strategy.plan(), profile, around, isinstance(strategy, Full)).need()
 
 
+def windows(plan: Plan, groups: int) -> list[tuple[int, int, int]]:
+    """(a, b, end): gradients are kept for groups a .. b - 1, and the losses of a .. end - 1 are swept back."""
+    block = plan.block or groups
+    starts = range(0, groups, block)
+    return [(a, min(a + block, groups), min(a + block + plan.distance, groups)) for a in starts]
+
+
 class _Video:
     def __init__(self, plan: Plan, profile: Profile, around: Surroundings, one_graph: bool) -> None:
         self.plan, self.profile, self.around = plan, profile, around
@@ -76,11 +83,9 @@ class _Video:
         return Need(resident + device, max(p[1] for p in found), moment)
 
     def _windows(self) -> list[tuple[int, int, int]]:
-        """(a, b, end) of those that differ: gradients are kept for groups a .. b - 1, losses of a .. end - 1 swept."""
-        block = self.plan.block or self.count
-        starts = list(range(0, self.count, block))
-        ends = {*starts[: len(self.profile.first) + 2], *starts[-2 - self.plan.distance :]}
-        return [(a, min(a + block, self.count), min(a + block + self.plan.distance, self.count)) for a in sorted(ends)]
+        """Those that differ."""
+        found, first = windows(self.plan, self.count), len(self.profile.first) + 2
+        return found if len(found) < 2 * first else [*found[:first], *found[-2 - self.plan.distance :]]
 
     def group(self, i: int) -> GroupProfile:
         first = self.profile.first
