@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
+
+from chopgrad.encoders import CausalEncoder
+from chopgrad.planner import prediction
 from chopgrad.planner.compute import once_more, relative_compute
+from chopgrad.planner.encoder import EncoderGradient, encoder_settings
 from chopgrad.planner.formulas import Surroundings, need
 from chopgrad.planner.peaks import FramesLoss, Setting
 from chopgrad.planner.prediction import Prediction, distance_of, rows_of
 from chopgrad.planner.profile import Profile, profile
 from chopgrad.planner.seconds import H200, Card, seconds
 from chopgrad.recurrence import Checkpoint
+from chopgrad.shapes import ShapesOnly
 from chopgrad.strategies import Full, Strategy
 
 
@@ -46,9 +52,28 @@ class Estimator:
         rows = rows_of(strategies, checkpoint)
         return [self._prediction(strategy, inside, self.length) for strategy, inside in rows]
 
-    def at(self, prediction: Prediction, length: int) -> Prediction:
-        """The same strategy for a shorter video."""
-        return self._prediction(prediction.strategy, prediction.checkpoint, length)
+    def groups(self) -> int:
+        """How many there are."""
+        return len(self._setting(None).model.groups(self.length))
+
+    def multiple(self, size: tuple[int, int]) -> int:
+        """Of which height and width in pixels must be multiples."""
+        model = self._setting(None).model
+        return model.spatial_factor if isinstance(model, CausalEncoder) else size[0] // self._setting(None).source_size[0]
+
+    def shorter(self) -> Iterator[tuple[int, int]]:
+        """(length, frames) of all shorter videos, the longest first."""
+        model = self._setting(None).model
+        for length in range(self.length - 1, 0, -1):
+            try:
+                last = model.groups(length)[-1]
+            except ValueError:  # the model has no groups for that many
+                continue
+            yield length, length if model.part == "encoder" else last.yields.stop
+
+    def at(self, length: int, strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"]) -> list[Prediction]:
+        """Predictions for a shorter video, from the same profile."""
+        return [self._prediction(strategy, inside, length) for strategy, inside in rows_of(strategies, checkpoint)]
 
     def _prediction(self, strategy: Strategy, inside: Checkpoint, length: int) -> Prediction:
         found, around = self._profile(inside), self._around(length)
@@ -74,3 +99,32 @@ class Estimator:
 
     def _surroundings(self, length: int) -> Surroundings:
         return self._setting(None).surroundings(length)
+
+
+def estimator(
+    vae: str, frames: int, height: int, width: int, *, loss: str = "mse", frames_loss: FramesLoss = "streamed",
+    dtype: torch.dtype = torch.bfloat16, trainable_decoder: bool = False, subfolder: str | None = None,
+    card: Card = H200,
+) -> Estimator:  # fmt: skip
+    """Of a decoder and its loss; arguments and errors as of ``plan``.
+
+    ``Estimator.of(strategies, checkpoint)`` then predicts in a second what ``plan`` follows in sweeps of some seconds
+    each, within 5 % of it.
+    """
+    if frames_loss not in get_args(FramesLoss):
+        raise ValueError(f"frames_loss must be 'streamed' or 'whole', got {frames_loss!r}.")
+    with ShapesOnly(), torch.device("meta"):
+        setting, length = prediction.decoder_settings(
+            vae, frames, height, width, loss, frames_loss, dtype, trainable_decoder, subfolder
+        )
+    return Estimator(setting, length, frames_loss, card)
+
+
+def encoder_estimator(
+    vae: str, frames: int, height: int, width: int, *, gradient: EncoderGradient = "both",
+    dtype: torch.dtype = torch.bfloat16, subfolder: str | None = None, card: Card = H200,
+) -> Estimator:  # fmt: skip
+    """Of an encoder; arguments and errors as of ``plan_encoder``."""
+    with ShapesOnly(), torch.device("meta"):
+        setting = encoder_settings(vae, frames, height, width, gradient, dtype, subfolder)
+    return Estimator(setting, frames, "whole", card)

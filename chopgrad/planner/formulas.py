@@ -118,14 +118,14 @@ class _Video:
         graphs = sum(self.group(i).whole.graph_bytes for i in range(a, min(end, len(self.profile.first))))
         graphs += max(0, end - max(a, len(self.profile.first))) * self.profile.steady.whole.graph_bytes
         if self.one_graph:  # a state that no operator saves is let go; the graph of a group holds it
-            return graphs - self._sum("state_bytes", a + 1, end + 1)
+            return graphs - self._sum("state_bytes", a + 1, end + 1) - self._sum("yields_bytes", a, end)
         if end == self.count:
             graphs -= self.group(end).state_bytes
         return graphs + self.state(a) + self._sum("yields_bytes", a, end)
 
     def _retained(self, a: int, b: int, end: int) -> tuple[int, int, str]:
         last = self.group(end - 1)
-        pulled = last.whole.retained_bytes if end > b else last.whole.pull_bytes
+        pulled = last.whole.retained_bytes if end > b else last.whole.cut_bytes if end == a + 1 else last.whole.pull_bytes
         if end - b < 2:  # no graph is kept into which an adjoint of the state comes
             pulled -= self.group(end).state_bytes
         return self._graphs(a, end) + pulled - last.whole.graph_bytes, 0, _backward(last)
@@ -142,11 +142,14 @@ class _Video:
 
     def _waiting(self, a: int, end: int) -> int:
         """Adjoints of frames; with a whole video's loss those on the device are a part of what it holds."""
-        return self._sum("yields_bytes", a, end) if self.around.streams or self.plan.offload else 0
+        if self.around.streams:
+            return self._sum("yields_bytes", a, end)
+        return self._sum("yields_bytes", 0, self.count) if self.plan.offload else 0
 
     def _of_group(self, i: int, a: int, b: int, end: int) -> tuple[int, int, str]:
         group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
-        device = group.whole.pull_bytes - (self.group(i + 1).state_bytes if i == end - 1 else 0)
+        pulled = group.whole.cut_bytes if i == a else group.whole.pull_bytes
+        device = pulled - (self.group(i + 1).state_bytes if i == end - 1 else 0)
         if not self.plan.offload:
             return device + kept + waiting, 0, _backward(group)
         device += group.state_bytes + (self.state(i - 1) if i > a else 0)
@@ -162,16 +165,16 @@ class _Video:
         found, features = [], 0
         for k, piece in enumerate(pieces):
             made = 0 if cut else sum(p.state_bytes for p in pieces[k + 1 :])
-            alone = piece.pull_bytes - missing[k] - (piece.state_bytes if cut else 0)
+            alone = (piece.cut_bytes if cut else piece.pull_bytes) - missing[k]
             if self.plan.offload:
-                device = piece.entering_bytes + piece.state_bytes + alone
+                device = (piece.entering_bytes if k else 0) + piece.state_bytes + alone
                 if k:
-                    device += _fetched(pieces[k - 1], piece) + pieces[k - 1].state_bytes + above[k - 1]
+                    device += (_fetched(pieces[k - 1], piece) if k > 1 else 0) + pieces[k - 1].state_bytes + above[k - 1]
                 if not cut and k + 1 < len(pieces):
                     device += pieces[k + 1].state_bytes  # it leaves
                 host = kept + waiting + features + made + sum(above[: k + 1])
             else:
-                device, host = kept + waiting + group.takes_bytes + features + alone + made + sum(above[:k]), 0
+                device, host = kept + waiting + features + alone + made + sum(above[:k]), 0
             found.append((device, host, f"{piece.name}, backward"))
             features += piece.made_bytes
         return found
@@ -187,7 +190,7 @@ class _Video:
         if not self.plan.offload:
             kept += self._sum("yields_bytes", a, end - 1)
         if not self.plan.pieces:
-            return kept + last.whole.graph_bytes
+            return kept + last.whole.graph_bytes + (last.state_bytes if self.plan.offload else 0)
         return kept + last.yields_bytes + (0 if self.plan.offload else sum(p.made_bytes for p in last.pieces[:-1]))
 
 

@@ -35,6 +35,7 @@ class Swept:
         adjoint_bytes: of the adjoints that enter from above and from the next group.
         pull_bytes: peak while it is pulled back and freed, adjoints included.
         retained_bytes: the same where the graph is kept for another call.
+        cut_bytes: as ``pull_bytes``, where the adjoint of the state that enters is not asked for.
         forward, build, pull: the work of each.
     """
 
@@ -44,6 +45,7 @@ class Swept:
     adjoint_bytes: int
     pull_bytes: int
     retained_bytes: int
+    cut_bytes: int
     forward: Works
     build: Works
     pull: Works
@@ -171,7 +173,7 @@ class _Tracer:
             self.model.blocks = lambda: blocks  # type: ignore[method-assign]
 
     def taken(self, i: int) -> Tensor:
-        return self.source[:, :, self.groups[i].takes]
+        return self.source[:, :, self.groups[i].takes].clone()  # so that its size is not the whole source's
 
     def next_state(self, i: int, state: Any) -> Any:
         with self.ledger:
@@ -192,7 +194,7 @@ class _Tracer:
             with self.ledger:
                 leaving, _ = piece(features, state[k])
             made = _bytes(leaving, beside=features)
-            found.append((swept, (_bytes(features), _bytes(leaving), made, _bytes(state[k]))))
+            found.append((swept, (_bytes(features), _bytes(leaving), made, _dense_bytes(state[k]))))
             before, features = features, leaving
             yielded = made
         del before
@@ -203,7 +205,7 @@ class _Tracer:
             for k, (swept, sizes) in enumerate(found)
         )
         moments = tuple("step" if k < 0 else self.names[k] for k in self._moments)
-        return GroupProfile(taken.nbytes, yielded, _bytes(state), whole, pieces, moments)
+        return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, moments)
 
     def _swept(self, piece: Piece, features: Features, state: Any, tracked: bool) -> Swept:
         with self.ledger as ledger:
@@ -223,16 +225,20 @@ class _Tracer:
             )
             adjoint_bytes = ledger.live - start - graph_bytes
             peaks = []
-            for retain in (True, False):
+            for carry, retain in ((False, True), (True, True), (True, False)):
                 ledger.begin()
-                settings = {"features": tracked, "parameters": self.parameters, "carry": True, "retain": retain}
-                graph.pull(of_outputs, of_carry, **settings)
+                graph.pull(
+                    of_outputs, of_carry, features=tracked, parameters=self.parameters, carry=carry, retain=retain
+                )
                 peaks.append(ledger.peak - start)
             moments.append(ledger.moment)
             pull = ledger.works
         self._moments = moments
+        cut, retained, pulled = peaks
         return Swept(
-            forward_bytes, graph_bytes, build_bytes, adjoint_bytes, peaks[1], peaks[0], forward, build, pull
+            forward_bytes=forward_bytes, graph_bytes=graph_bytes, build_bytes=build_bytes,
+            adjoint_bytes=adjoint_bytes, pull_bytes=pulled, retained_bytes=retained,
+            cut_bytes=pulled - (retained - cut), forward=forward, build=build, pull=pull,
         )  # fmt: skip
 
     def _marked(self, k: int, piece: Piece) -> Piece:
@@ -256,6 +262,11 @@ def _bytes(tree: Any, beside: Any = ()) -> int:
     known = {id(x.untyped_storage()) for x in tree_leaves(beside) if isinstance(x, Tensor)}
     found = {id(x.untyped_storage()): x.untyped_storage().nbytes() for x in tree_leaves(tree) if isinstance(x, Tensor)}
     return sum(size for key, size in found.items() if key not in known)
+
+
+def _dense_bytes(tree: Any) -> int:
+    """Of a tree's tensors where each is in memory of its own, as on the host."""
+    return sum({id(x): x.nbytes for x in tree_leaves(tree) if isinstance(x, Tensor)}.values())
 
 
 def on_meta(model: Recurrence) -> Recurrence:

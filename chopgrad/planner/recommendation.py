@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from math import log
 
 from chopgrad.planner.prediction import Prediction
 
@@ -38,8 +40,8 @@ def fits(prediction: Prediction, budget_bytes: int, host_budget_bytes: int | Non
 def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -> list[Prediction]:
     """Those that no other is at least as good as in device memory, host memory, time and gradient.
 
-    Where they are fewer than ``least``, of the rest those that are best without them are added; of more than ``most``
-    the slowest truncated ones, then the slowest, are left out. In the order in which they were given.
+    Where they are fewer than ``least``, of the rest those that are best without them are added; of more than ``most``,
+    of the two that are most alike the slower is left out, again and again. In the order in which they were given.
     """
     rest, found = list(predictions), []
     while rest and len(found) < least:
@@ -47,9 +49,9 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
         found += best if not found else best[: least - len(found)]
         rest = [p for p in rest if all(p is not q for q in found)]
     while len(found) > most:
-        truncated = [p for p in found if p.distance is not None]
-        worst = max(truncated or found, key=_time)
-        found = [p for p in found if p is not worst]
+        pair = min(combinations(found, 2), key=lambda pair: _apart(*pair))
+        slower = max(pair, key=lambda p: (_time(p), p.distance is not None, p.device_bytes))
+        found = [p for p in found if p is not slower]
     return [p for p in predictions if any(p is q for q in found)]
 
 
@@ -62,6 +64,15 @@ def _beats(a: Prediction, b: Prediction) -> bool:
 
     pairs = list(zip(shown(a), shown(b), strict=True))
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+def _apart(a: Prediction, b: Prediction) -> float:
+    """Squared distance in logarithms of bytes (from a GiB up) and time."""
+
+    def logarithms(p: Prediction) -> tuple[float, ...]:
+        return log(2**30 + p.device_bytes), log(2**30 + p.host_bytes), log(_time(p))
+
+    return sum((x - y) ** 2 for x, y in zip(logarithms(a), logarithms(b), strict=True))
 
 
 def _time(prediction: Prediction) -> float:
