@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         said("predicting ...")
         module: Any = encoders if options.encoder else decoders
         strategies = module.default_strategies(found.groups())
-        checkpoint = None if options.checkpoint == "none" else options.checkpoint
+        checkpoint: Any = None if options.checkpoint == "none" else options.checkpoint
         predictions = found.of(strategies, checkpoint)
         best = recommend(predictions, budgets[0] or ANY, budgets[1]) if any(budgets) else None
         advice: list[Remedy] = []
@@ -64,13 +64,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _estimator(options: argparse.Namespace, size: tuple[int, int], dtype: str) -> Estimator:
     rates = arguments.rates_of(options.card)
-    common = {
+    common: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "subfolder": options.subfolder,
         "card": Card(*rates) if rates else H200,
     }
     if options.encoder:
-        gradient = options.encoder_gradient or "both"
+        gradient: Any = options.encoder_gradient or "both"
         return encoder_estimator(options.vae, options.frames, *size, gradient=gradient, **common)
     return estimator(
         options.vae,
@@ -161,8 +161,8 @@ def _as_text(
         "PyTorch rounds pinned host memory up: to 6 % more than the column, and it keeps what it once took.",
         "",
     ]
-    chosen = best
     if best is not None:
+        chosen = best
         host = f" and {_gib(best.host_bytes)} GiB on the host" if best.host_bytes else ""
         asked = options.budget or f"{options.host_budget} on the host"
         lines.append(f"For {asked}: {_label(best)}, {_gib(best.device_bytes)} GiB{host}.")

@@ -59,7 +59,9 @@ class Estimator:
     def multiple(self, size: tuple[int, int]) -> int:
         """Of which height and width in pixels must be multiples."""
         model = self._setting(None).model
-        return model.spatial_factor if isinstance(model, CausalEncoder) else size[0] // self._setting(None).source_size[0]
+        return (
+            model.spatial_factor if isinstance(model, CausalEncoder) else size[0] // self._setting(None).source_size[0]
+        )
 
     def shorter(self) -> Iterator[tuple[int, int]]:
         """(length, frames) of all shorter videos, the longest first."""
@@ -71,7 +73,9 @@ class Estimator:
                 continue
             yield length, length if model.part == "encoder" else last.yields.stop
 
-    def at(self, length: int, strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"]) -> list[Prediction]:
+    def at(
+        self, length: int, strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"]
+    ) -> list[Prediction]:
         """Predictions for a shorter video, from the same profile."""
         return [self._prediction(strategy, inside, length) for strategy, inside in rows_of(strategies, checkpoint)]
 

@@ -121,11 +121,13 @@ class _Video:
             return graphs - self._sum("state_bytes", a + 1, end + 1) - self._sum("yields_bytes", a, end)
         if end == self.count:
             graphs -= self.group(end).state_bytes
-        return graphs + self.state(a) + self._sum("yields_bytes", a, end)
+        return graphs + self.state(a) + (self._sum("yields_bytes", a, end) if self.around.streams else 0)
 
     def _retained(self, a: int, b: int, end: int) -> tuple[int, int, str]:
         last = self.group(end - 1)
-        pulled = last.whole.retained_bytes if end > b else last.whole.cut_bytes if end == a + 1 else last.whole.pull_bytes
+        pulled = (
+            last.whole.retained_bytes if end > b else last.whole.cut_bytes if end == a + 1 else last.whole.pull_bytes
+        )
         if end - b < 2:  # no graph is kept into which an adjoint of the state comes
             pulled -= self.group(end).state_bytes
         return self._graphs(a, end) + pulled - last.whole.graph_bytes, 0, _backward(last)
@@ -144,7 +146,7 @@ class _Video:
         """Adjoints of frames; with a whole video's loss those on the device are a part of what it holds."""
         if self.around.streams:
             return self._sum("yields_bytes", a, end)
-        return self._sum("yields_bytes", 0, self.count) if self.plan.offload else 0
+        return self._sum("yields_bytes", a, self.count) if self.plan.offload else 0
 
     def _of_group(self, i: int, a: int, b: int, end: int) -> tuple[int, int, str]:
         group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
@@ -169,7 +171,9 @@ class _Video:
             if self.plan.offload:
                 device = (piece.entering_bytes if k else 0) + piece.state_bytes + alone
                 if k:
-                    device += (_fetched(pieces[k - 1], piece) if k > 1 else 0) + pieces[k - 1].state_bytes + above[k - 1]
+                    device += (
+                        (_fetched(pieces[k - 1], piece) if k > 1 else 0) + pieces[k - 1].state_bytes + above[k - 1]
+                    )
                 if not cut and k + 1 < len(pieces):
                     device += pieces[k + 1].state_bytes  # it leaves
                 host = kept + waiting + features + made + sum(above[: k + 1])

@@ -1,4 +1,4 @@
-"""A book of what a computation takes, kept while it runs on tensors without data: bytes that are alive, FLOPs, traffic."""
+"""A book of what a computation takes, kept while it runs on tensors without data: live bytes, FLOPs and traffic."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 from torch import nn
@@ -50,7 +49,7 @@ class Names:
         place, count = self._place[k]
         unit = [self._common(j) for j in range(k - place, k - place + count)]
         own = self._common(k)
-        if count == 1 or len(set(unit)) == count and all(unit):
+        if count == 1 or (len(set(unit)) == count and all(unit)):
             return own or self._beside(k)
         part = HALVES.get(count, tuple(f"part {j + 1} of {count}" for j in range(count)))[place]
         return f"{own or next(filter(None, unit), self._beside(k))}, {part}"

@@ -17,7 +17,6 @@ from chopgrad.planner.piece_names import Names
 from chopgrad.recurrence import Features, Group, Piece, Recurrence, tiling
 from chopgrad.shapes import META, signature
 
-SIZES = ("entering_bytes", "leaving_bytes", "made_bytes", "state_bytes")
 LONGEST_START = 12
 """Groups after which a state is taken to be of full size."""
 
@@ -77,7 +76,7 @@ class GroupProfile:
         takes_bytes: of the source that it takes.
         yields_bytes: of what it yields.
         state_bytes: of the state that enters.
-        whole: the group as one part; its pull also tells in which piece the peak is.
+        whole: the group as one part.
         pieces: its pieces; none where the model is not composed.
         moments: names of the pieces at the peaks of ``whole``: forward, build, pull.
     """
@@ -185,7 +184,7 @@ class _Tracer:
             return (y,), state
 
         taken, yielded = self.taken(i), 0
-        found: list[tuple[Swept, tuple[int, ...]]] = []
+        found: list[tuple[Swept, dict[str, Any]]] = []
         features: Features = (taken,)
         before: Features = ()
         for k, piece in enumerate(self.pieces):
@@ -194,18 +193,18 @@ class _Tracer:
             with self.ledger:
                 leaving, _ = piece(features, state[k])
             made = _bytes(leaving, beside=features)
-            found.append((swept, (_bytes(features), _bytes(leaving), made, _dense_bytes(state[k]))))
+            sizes = {"entering_bytes": _bytes(features), "leaving_bytes": _bytes(leaving), "made_bytes": made}
+            found.append((swept, sizes | {"state_bytes": _dense_bytes(state[k])}))
             before, features = features, leaving
             yielded = made
         del before
         self.ledger.at = -1
         whole = self._swept(step, (taken,), state, self.source_needs_grad)
         pieces = tuple(
-            PieceProfile(**vars(swept), name=self.names[k], **dict(zip(SIZES, sizes, strict=True)))
-            for k, (swept, sizes) in enumerate(found)
+            PieceProfile(**vars(swept), name=self.names[k], **sizes) for k, (swept, sizes) in enumerate(found)
         )
-        moments = tuple("step" if k < 0 else self.names[k] for k in self._moments)
-        return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, moments)
+        run, built, pulled = ("step" if k < 0 else self.names[k] for k in self._moments)
+        return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, (run, built, pulled))
 
     def _swept(self, piece: Piece, features: Features, state: Any, tracked: bool) -> Swept:
         with self.ledger as ledger:

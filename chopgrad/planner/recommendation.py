@@ -43,7 +43,8 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
     Where they are fewer than ``least``, of the rest those that are best without them are added; of more than ``most``,
     of the two that are most alike the slower is left out, again and again. In the order in which they were given.
     """
-    rest, found = list(predictions), []
+    rest: list[Prediction] = list(predictions)
+    found: list[Prediction] = []
     while rest and len(found) < least:
         best = [p for p in rest if not any(_beats(q, p) for q in rest if q is not p)]
         found += best if not found else best[: least - len(found)]

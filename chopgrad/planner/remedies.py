@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from chopgrad.planner.estimate import Estimator
 from chopgrad.planner.prediction import Prediction
+from chopgrad.recurrence import Checkpoint
 from chopgrad.strategies import Exact, Strategy
 
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
@@ -23,9 +24,9 @@ class Remedy(NamedTuple):
 
 def remedies(
     estimator: Estimator,
-    strategies: list[Strategy],
+    strategies: Sequence[Strategy],
     best_of: Callable[[list[Prediction]], Prediction | None],
-    checkpoint: str,
+    checkpoint: Checkpoint | Literal["best"],
     size: tuple[int, int],
     multiple: int,
     dtype: str,
@@ -43,7 +44,7 @@ def remedies(
     """
     groups = estimator.groups()
     for k in range(2, groups + 1):
-        found = best_of(estimator.of([Exact(offload=True, pieces=True, every=k)], checkpoint))  # type: ignore[arg-type]
+        found = best_of(estimator.of([Exact(offload=True, pieces=True, every=k)], checkpoint))
         if found:
             yield Remedy(f"every={k}", found)
             break
@@ -52,12 +53,12 @@ def remedies(
         if found:
             yield Remedy("--checkpoint best", found)
     for length, frames in estimator.shorter():
-        found = best_of(estimator.at(length, strategies, checkpoint))  # type: ignore[arg-type]
+        found = best_of(estimator.at(length, strategies, checkpoint))
         if found:
             yield Remedy(f"--frames {frames}", found)
             break
     if dtype == "float32":
-        found = best_of(other(size, "bfloat16").of(strategies, checkpoint))  # type: ignore[arg-type]
+        found = best_of(other(size, "bfloat16").of(strategies, checkpoint))
         if found:
             yield Remedy("--dtype bfloat16", found)
     tried = {size}
@@ -66,7 +67,7 @@ def remedies(
         if (height, width) in tried or not height or not width:
             continue
         tried.add((height, width))
-        found = best_of(other((height, width), dtype).of(strategies, checkpoint))  # type: ignore[arg-type]
+        found = best_of(other((height, width), dtype).of(strategies, checkpoint))
         if found:
             yield Remedy(f"--size {height}x{width}", found)
             return

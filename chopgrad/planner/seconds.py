@@ -50,19 +50,18 @@ def seconds(strategy: Strategy, profile: Profile, card: Card, streams: bool = Tr
     visits = [sum(a <= i < end for a, _, end in spans) for i in range(count)]
     one_pass = not streams and plan.block is None
     builds = visits if plan.recompute else [1] * count
+    forwards: list[float] = [0.0] * count
     if plan.recompute:
         # The decode; where it is followed by the sweep of a window at once, its last group need not run again.
-        forwards = [1] * count
+        forwards = [1.0] * count
         runs = list(visits) if plan.pieces else [0] * count
         if not one_pass:
             for _, _, end in spans:
                 if plan.pieces:
                     runs[end - 1] -= 1
                 else:
-                    forwards[end - 1] = 0
+                    forwards[end - 1] = 0.0
         forwards = [f + r for f, r in zip(forwards, runs, strict=True)]
-    else:
-        forwards = [0] * count
     if not streams and plan.block is not None:
         forwards = [f + 1 for f in forwards]
     if (plan.every or 1) > 1:
