@@ -157,8 +157,9 @@ def _as_text(
         *([f"{rest} more strategies take more of everything, or much more time: --all shows them."] if rest else []),
         f"device: peak with the {part}'s weights; time: relative to full back-propagation, on {_card(options)};",
         f"offload, recompute, pieces stand for =True; + frame for {part}_for(vae, checkpoint='frame').",
-        f"Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and {maker};",
-        "PyTorch rounds pinned host memory up: to 6 % more than the column, and it keeps what it once took.",
+        "Left out: cuDNN workspaces, allocator fragmentation, the CUDA context, and",
+        f"{maker}; PyTorch rounds pinned host memory up:",
+        "to 6 % more than the column, and it keeps what it once took.",
         "",
     ]
     if best is not None:

@@ -1,11 +1,9 @@
 """Formulas from one group's profile against sweeps over whole videos, times against measured ones, users' modules."""
 
-import copy
 import json
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import chopgrad
 from chopgrad import Chop, Exact, Full
@@ -78,6 +76,13 @@ def test_formulas_say_what_sweeps_say_of_published_decoders(name, frames, size, 
     found = estimator(name, frames, *size, frames_loss=frames_loss)
     strategies = default_strategies(found.groups())
     compare(plan(name, frames, *size, frames_loss=frames_loss), found.of(strategies, "best"))
+
+
+def test_formulas_of_encoders(folders):
+    strategies = [Exact(offload=True, pieces=True), Exact(), Chop(1, block=4, recompute=True)]
+    video, settings = (str(folders / "wan2.1"), 33, 64, 64), {"gradient": "both", "dtype": torch.float32}
+    swept = plan_encoder(*video, strategies=strategies, **settings)
+    compare(swept, encoder_estimator(*video, **settings).of(strategies, "best"))
 
 
 def test_a_users_module_stays_as_it_is():
@@ -185,13 +190,15 @@ def ratio_of(case):
 ON_CPU = [
     ("cogvideox-33f-40x40", 9, 5, [
         ("exact", Exact(), None), ("exact_pieces", Exact(pieces=True), None),
-        ("exact_pieces_checkpoint_frame", Exact(pieces=True), "frame"), ("full_checkpoint_residual", Full(), "residual"),
+        ("exact_pieces_checkpoint_frame", Exact(pieces=True), "frame"),
+        ("full_checkpoint_residual", Full(), "residual"),
         ("chop_0", Chop(0), None), ("chop_1", Chop(1), None), ("chop_2", Chop(2), None), ("chop_4", Chop(4), None),
         ("chop_1_block_4", Chop(1, block=4), None), ("chop_1_checkpoint_residual", Chop(1), "residual"),
         ("chop_1_block_8_recompute", Chop(1, block=8, recompute=True), None)]),
     ("wan2.1-33f-40x40", 9, 5, [
         ("exact", Exact(), None), ("exact_pieces", Exact(pieces=True), None),
-        ("exact_pieces_checkpoint_frame", Exact(pieces=True), "frame"), ("full_checkpoint_residual", Full(), "residual"),
+        ("exact_pieces_checkpoint_frame", Exact(pieces=True), "frame"),
+        ("full_checkpoint_residual", Full(), "residual"),
         ("chop_0", Chop(0), None), ("chop_1_block_4", Chop(1, block=4), None),
         ("chop_1_checkpoint_residual", Chop(1), "residual"),
         ("chop_1_block_8_recompute", Chop(1, block=8, recompute=True), None)]),
