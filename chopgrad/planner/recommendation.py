@@ -41,7 +41,7 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
     """Those that no other is at least as good as in device memory, host memory, time and gradient.
 
     Where they are fewer than ``least``, of the rest those that are best without them are added; of more than ``most``,
-    of the two that are most alike the slower is left out, again and again. In the order in which they were given.
+    of the two that are most alike the slower is left out, again and again, but for the exact one of least memory. In the order in which they were given.
     """
     rest: list[Prediction] = list(predictions)
     found: list[Prediction] = []
@@ -51,7 +51,8 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
         rest = [p for p in rest if all(p is not q for q in found)]
     while len(found) > most:
         pair = min(combinations(found, 2), key=lambda pair: _apart(*pair))
-        slower = max(pair, key=lambda p: (_time(p), p.distance is not None, p.device_bytes))
+        least = min(found, key=lambda p: (p.distance is not None, p.device_bytes, _time(p)))  # what it takes at least
+        slower = max(pair, key=lambda p: (p is not least, _time(p), p.distance is not None, p.device_bytes))
         found = [p for p in found if p is not slower]
     return [p for p in predictions if any(p is q for q in found)]
 

@@ -154,7 +154,7 @@ ON_H200 = [
         (Chop(1), None): 1.53, (Exact(offload=True), None): 1.44, (Exact(**OFFLOAD), "frame"): 1.84}),
     ("cogvideox", 5, (60, 90), {(Chop(1), None): 1.15, (Chop(0), None): 1.00, (Exact(**OFFLOAD), None): 1.93}),
 ]  # fmt: skip
-"""Ratios to full back-propagation in results/gpu/README.md. (CogVideoX by pieces with "frame": 2.26, predicted 1.83.)"""
+"""Ratios to full back-propagation in results/gpu/README.md. (CogVideoX by pieces and "frame": 2.26, not 1.83.)"""
 
 
 def profiles(vae, length, size, dtype, checkpoints):
