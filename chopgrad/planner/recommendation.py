@@ -41,7 +41,8 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
     """Those that no other is at least as good as in device memory, host memory, time and gradient.
 
     Where they are fewer than ``least``, of the rest those that are best without them are added; of more than ``most``,
-    of the two that are most alike the slower is left out, again and again, but for the exact one of least memory. In the order in which they were given.
+    of the two that are most alike the slower is left out, again and again, but for the exact one of least memory. In the
+    order in which they were given.
     """
     rest: list[Prediction] = list(predictions)
     found: list[Prediction] = []
