@@ -41,8 +41,8 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
     """Those that no other is at least as good as in device memory, host memory, time and gradient.
 
     Where they are fewer than ``least``, of the rest those that are best without them are added; of more than ``most``,
-    of the two that are most alike the slower is left out, again and again, but for the exact one of least memory. In the
-    order in which they were given.
+    of the two that are most alike the slower is left out, again and again, but for the exact one of least memory. In
+    the order in which they were given.
     """
     rest: list[Prediction] = list(predictions)
     found: list[Prediction] = []
@@ -52,8 +52,8 @@ def frontier(predictions: Sequence[Prediction], least: int = 5, most: int = 8) -
         rest = [p for p in rest if all(p is not q for q in found)]
     while len(found) > most:
         pair = min(combinations(found, 2), key=lambda pair: _apart(*pair))
-        least = min(found, key=lambda p: (p.distance is not None, p.device_bytes, _time(p)))  # what it takes at least
-        slower = max(pair, key=lambda p: (p is not least, _time(p), p.distance is not None, p.device_bytes))
+        kept = min(found, key=lambda p: (p.distance is not None, p.device_bytes, _time(p)))
+        slower = max(pair, key=lambda p: (p is not kept, _time(p), p.distance is not None, p.device_bytes))
         found = [p for p in found if p is not slower]
     return [p for p in predictions if any(p is q for q in found)]
 
