@@ -15,7 +15,7 @@ def main(words: list[str] | None = None) -> int:
         if options.command == "plan":
             arguments.bytes_of("--budget", options.budget)
             arguments.bytes_of("--host-budget", options.host_budget)
-            arguments.rates_of(options.card)
+            arguments.rates_of(options.rates)
             arguments.check_encoder(options)
             if options.frames < 1 and not options.encoder:
                 raise ValueError(f"frames must be at least 1, got {options.frames}.")

@@ -34,7 +34,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budget", help="device memory to fit into, such as 24GiB")
     command.add_argument("--host-budget", help="host memory to fit into as well, such as 64GiB")
     rates = "TFLOP/s, GB/s of its memory and GB/s to the host, for times (default: an H200's, 350,4000,51)"
-    command.add_argument("--card", metavar="RATES", help=rates)
+    command.add_argument("--rates", metavar="RATES", help=rates)
     command.add_argument("--trainable-decoder", action="store_true", help="gradients of decoder parameters too")
     command.add_argument("--encoder", action="store_true", help="encode the video, with a mean of the moments as loss")
     of = "what the encoder's gradient is wanted of (default: both, which takes most)"
@@ -84,7 +84,7 @@ def rates_of(text: str | None) -> tuple[float, float, float] | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", text)
     if not match or not all(float(x) for x in match.groups()):
-        raise ValueError(f"--card must be TFLOP/s, GB/s and GB/s to the host, such as 350,4000,51; got '{text}'.")
+        raise ValueError(f"--rates must be TFLOP/s, GB/s and GB/s to the host, such as 350,4000,51; got '{text}'.")
     flops, memory, host = map(float, match.groups())
     return flops * 1e12, memory * 1e9, host * 1e9
 

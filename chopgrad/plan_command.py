@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _estimator(options: argparse.Namespace, size: tuple[int, int], dtype: str) -> Estimator:
-    rates = arguments.rates_of(options.card)
+    rates = arguments.rates_of(options.rates)
     common: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "subfolder": options.subfolder,
@@ -203,7 +203,7 @@ def _what(options: argparse.Namespace) -> str:
 
 
 def _card(options: argparse.Namespace) -> str:
-    return f"a card of {options.card}" if options.card else "an H200"
+    return f"a card of {options.rates}" if options.rates else "an H200"
 
 
 def _as_json(

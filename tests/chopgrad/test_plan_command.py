@@ -46,7 +46,7 @@ def test_the_table_is_a_frontier(arguments, capsys):
 
 
 def test_json_has_every_row_and_fields(arguments, capsys):
-    assert main([*arguments, "--json", "--budget", "1GiB", "--host-budget", "1GiB", "--card", "100,1000,20"]) == 0
+    assert main([*arguments, "--json", "--budget", "1GiB", "--host-budget", "1GiB", "--rates", "100,1000,20"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["predictions"]) == 19
     assert 5 <= sum(row["frontier"] for row in found["predictions"]) <= 8
@@ -103,7 +103,7 @@ assert not {"torch", "diffusers"} & set(sys.modules), "imported"
     "words",
     [["--help"], ["--version"], ["plan", "--help"], ["audit", "--help"], ["plan", "--vae", "wan2.1"], ["nothing"],
      ["plan", "--vae", "wan2.1", "--frames", "9", "--size", "big"],
-     ["plan", "--vae", "wan2.1", "--frames", "9", "--size", "8x8", "--card", "1"]],
+     ["plan", "--vae", "wan2.1", "--frames", "9", "--size", "8x8", "--rates", "1"]],
 )  # fmt: skip
 def test_a_wrong_argument_does_not_wait_for_torch(words):
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True)
