@@ -17,6 +17,7 @@ def main(words: list[str] | None = None) -> int:
             arguments.bytes_of("--host-budget", options.host_budget)
             arguments.rates_of(options.rates)
             arguments.check_encoder(options)
+            arguments.check_vae(options.vae)
             if options.frames < 1 and not options.encoder:
                 raise ValueError(f"frames must be at least 1, got {options.frames}.")
     except ValueError as error:

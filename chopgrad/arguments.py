@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 import chopgrad
 from chopgrad.published import ARCHITECTURES
@@ -87,6 +88,17 @@ def rates_of(text: str | None) -> tuple[float, float, float] | None:
         raise ValueError(f"--rates must be TFLOP/s, GB/s and GB/s to the host, such as 350,4000,51; got '{text}'.")
     flops, memory, host = map(float, match.groups())
     return flops * 1e12, memory * 1e9, host * 1e9
+
+
+def check_vae(vae: str) -> None:
+    """Raises:
+    ValueError: it is none of the names, no folder, and cannot be a hub id.
+    """
+    if vae not in ARCHITECTURES and not Path(vae).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", vae):
+        raise ValueError(
+            f"No config was found for '{vae}': pass {', '.join(ARCHITECTURES)}, a folder with a config.json, or a hub "
+            "id (owner/name)."
+        )
 
 
 def check_encoder(options: argparse.Namespace) -> None:

@@ -102,6 +102,7 @@ assert not {"torch", "diffusers"} & set(sys.modules), "imported"
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["--version"], ["plan", "--help"], ["audit", "--help"], ["plan", "--vae", "wan2.1"], ["nothing"],
+     ["plan", "--vae", "nowhere", "--frames", "9", "--size", "8x8"],
      ["plan", "--vae", "wan2.1", "--frames", "9", "--size", "big"],
      ["plan", "--vae", "wan2.1", "--frames", "9", "--size", "8x8", "--rates", "1"]],
 )  # fmt: skip
