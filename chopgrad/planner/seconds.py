@@ -33,15 +33,16 @@ class Card:
 
 
 H200 = Card(3.5e14, 4.0e12, 5.1e10)
-"""Rates that were measured on an NVIDIA H200 in bfloat16 (results/gpu): of Wan's convolutions, and of copies."""
+"""An NVIDIA H200 in bfloat16: the first is between what Wan's convolutions reach forwards and backwards, the last that of
+copies, both measured (results/gpu); that of the memory was not measured, it is about five sixths of its data sheet's."""
 
 
 def seconds(strategy: Strategy, profile: Profile, card: Card, streams: bool = True) -> float:
     """Of a loss and its backward pass; the loss itself is not counted.
 
     Recomputation is: forward passes without graphs, graphs that are built again, and what ``checkpoint`` computes again
-    in a backward pass. By pieces copies to the host and back hide behind the work, by groups they add to it: so it was
-    measured on a GPU.
+    in a backward pass. By pieces copies to the host and back hide behind the work, by groups they add to it: this rule
+    was chosen to agree with the H200's records, so their agreement is no test of it.
 
     Accuracy: time relative to full back-propagation within 20 % of what was measured (docs/planner.md).
     """
