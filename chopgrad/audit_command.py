@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from typing import Any
 
@@ -13,40 +12,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from chopgrad.arguments import size_of
 from chopgrad.audit import as_rows, as_table, audit, is_broken, is_refused
 from chopgrad.clip import read_clip
-from chopgrad.planner.architectures import ARCHITECTURES, build, config_of
+from chopgrad.planner.architectures import build, config_of
+from chopgrad.published import ARCHITECTURES
 
 LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
-
-
-def add_to(commands: Any) -> None:
-    command = commands.add_parser(
-        "audit", help="check frames, gradients, truncation and upstream checkpointing of a VAE as it is loaded"
-    )
-    vaes = ", ".join(ARCHITECTURES)
-    command.add_argument("--vae", required=True, help=f"a folder or hub id with weights; or, with random ones, {vaes}")
-    command.add_argument("--subfolder", help="where the VAE lies inside a pipeline's folder or hub id, usually vae")
-    command.add_argument("--clip", help="a video file: its first frames, cut in the middle, are encoded and restored")
-    command.add_argument("--frames", type=int, default=17, help="how many of its frames (default 17)")
-    command.add_argument("--size", default="64x64", metavar="HxW", help="of the cut, in pixels (default 64x64)")
-    command.add_argument("--loss", choices=sorted(LOSSES), default="mse")
-    how = "set on the VAE before anything else, such as use_framewise_decoding=true; repeatable"
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help=how)
-    command.add_argument("--call", action="append", default=[], metavar="NAME", help="the same, such as enable_tiling")
-    command.add_argument("--json", action="store_true", help="machine-readable output")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """0: nothing is broken; 1: something is; 2: bad input, or a VAE that chopgrad does not take as it is."""
     try:
-        match = re.fullmatch(r"(\d+)x(\d+)", options.size)
-        if not match:
-            raise ValueError(f"--size must be HEIGHTxWIDTH in pixels, such as 64x64; got '{options.size}'.")
+        height, width = size_of(options.size, "64x64")
         video = None
         if options.clip is not None:
-            video = read_clip(options.clip, options.frames, int(match[1]), int(match[2]))
+            video = read_clip(options.clip, options.frames, height, width)
         vae = prepared(load(options.vae, options.subfolder), options.settings, options.call)
         said = _say if sys.stderr.isatty() else lambda _: None
         found = audit(vae, video, LOSSES[options.loss], said=said)
@@ -55,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        settings = {k: v for k, v in vars(options).items() if k != "run"}
+        settings = {k: v for k, v in vars(options).items() if k != "command"}
         print(json.dumps({"settings": settings, "findings": as_rows(found), "broken": is_broken(found)}, indent=1))
     else:
         weights = "random weights" if options.vae in ARCHITECTURES else "its weights"

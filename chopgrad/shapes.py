@@ -34,28 +34,28 @@ class ShapesOnly(TorchDispatchMode):
         kwargs = kwargs or {}
         if kwargs.get("device") is not None:
             kwargs = kwargs | {"device": META}
-        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        key = (func, signature(args), signature(tuple(kwargs.items())))
         if key not in self._known:
             out = func(*args, **kwargs)
-            self._known[key] = _recipe(out, (args, kwargs))
+            self._known[key] = recipe(out, (args, kwargs))
             return out
         again = self._known[key]
         return func(*args, **kwargs) if again is None else again()
 
 
-def _signature(x: Any) -> Any:
+def signature(x: Any) -> Any:
     """All that a result's shape can depend on where values are not looked at."""
     if isinstance(x, Tensor):
         return x.shape, x.stride(), x.dtype
     if isinstance(x, list | tuple):
-        return tuple([_signature(y) for y in x])
+        return tuple([signature(y) for y in x])
     return type(x), x  # 2, 2.0 and True are equal
 
 
-def _recipe(out: Any, arguments: Any) -> Callable[[], Any] | None:
+def recipe(out: Any, arguments: Any) -> Callable[[], Any] | None:
     """Makes such a result again; None where it is not memory of its own: a view, or an argument changed in place."""
     if isinstance(out, list | tuple):
-        parts, kind = [_recipe(x, arguments) for x in out], type(out)
+        parts, kind = [recipe(x, arguments) for x in out], type(out)
         return None if None in parts else lambda: kind([part() for part in parts if part])
     if not isinstance(out, Tensor):  # None is a gradient that was not asked for
         return lambda: out

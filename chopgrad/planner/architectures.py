@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import torch
 from torch import nn
 
 from chopgrad.decoders import DECODERS, CausalDecoder
-
-_WAN22 = {
-    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
-    "patch_size": 2, "scale_factor_spatial": 16,
-}  # fmt: skip
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "wan2.1": ("AutoencoderKLWan", {}),
-    "wan2.2": ("AutoencoderKLWan", _WAN22),
-    "qwen-image": ("AutoencoderKLQwenImage", {"dim_mult": [1, 2, 4, 4]}),  # diffusers 0.36 fails on its own default
-    "cogvideox": ("AutoencoderKLCogVideoX", {}),
-}
-"""The published architectures: class, and what differs from its defaults."""
+from chopgrad.published import ARCHITECTURES
 
 
 def build(vae: str, dtype: torch.dtype, subfolder: str | None, supported: Mapping[str, Any] = DECODERS) -> nn.Module:
@@ -60,7 +52,7 @@ def config_of(vae: str, subfolder: str | None) -> dict[str, Any]:
         if folder.is_dir():
             config = json.loads((folder / (subfolder or "") / "config.json").read_text())
         else:
-            config = diffusers.AutoencoderKLWan.load_config(vae, subfolder=subfolder)
+            config = json.loads(Path(_looked_up(vae, subfolder)).read_text())
     except (OSError, ValueError) as error:
         inside = f" in its subfolder '{subfolder}'" if subfolder else ""
         raise ValueError(
@@ -69,6 +61,32 @@ def config_of(vae: str, subfolder: str | None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"The config of '{vae}' is not one of a model: {names}.")
     return config
+
+
+def _looked_up(vae: str, subfolder: str | None) -> str:
+    """The path of a hub id's config.json; the hub is asked once where huggingface_hub would ask again and again.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", vae):
+        raise ValueError("a hub id is owner/name")
+    known = huggingface_hub.try_to_load_from_cache(vae, "/".join([*([subfolder] if subfolder else []), "config.json"]))
+    if isinstance(known, str):
+        return known
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        _one_look(vae)
+    return huggingface_hub.hf_hub_download(vae, "config.json", subfolder=subfolder)
+
+
+def _one_look(vae: str) -> None:
+    """Raises:
+    OSError: the hub cannot be reached, or does not have it.
+    """
+    url = f"{huggingface_hub.constants.ENDPOINT}/api/models/{vae}"
+    headers = huggingface_hub.utils.build_hf_headers()
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10):
+        pass  # urllib's errors are OSError
 
 
 def latent_frames_of(decoder: CausalDecoder, frames: int) -> int:

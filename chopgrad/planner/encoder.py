@@ -51,16 +51,26 @@ def plan_encoder(
     if gradient not in get_args(EncoderGradient):
         raise ValueError(f"gradient must be 'both', 'parameters' or 'video', got {gradient!r}.")
     with ShapesOnly(), torch.device("meta"):
-        model = build(vae, dtype, subfolder, ENCODERS).eval().requires_grad_(gradient != "video")
-        encoder = encoder_for(model, checkpoint=None)
-        groups, factor = len(encoder.latent_groups(frames)), encoder.spatial_factor
-        if min(height, width) < 1 or height % factor or width % factor:
-            raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
-
-        @lru_cache
-        def setting(checkpoint: Checkpoint) -> Setting:
-            encoder = encoder_for(model, checkpoint=checkpoint)
-            return EncoderSetting(encoder, (height, width), dtype, gradient != "parameters")
-
+        setting = encoder_settings(vae, frames, height, width, gradient, dtype, subfolder)
+        groups = len(setting(None).model.groups(frames))
         strategies = default_strategies(groups) if strategies is None else strategies
         return predict(setting, frames, strategies, "whole", checkpoint, progress)
+
+
+def encoder_settings(
+    vae: str, frames: int, height: int, width: int, gradient: EncoderGradient, dtype: torch.dtype, subfolder: str | None
+) -> Callable[[Checkpoint], Setting]:
+    """What is run, by what the encoder recomputes inside a group; as in ``plan_encoder``."""
+    model = build(vae, dtype, subfolder, ENCODERS).eval().requires_grad_(gradient != "video")
+    encoder = encoder_for(model, checkpoint=None)
+    encoder.groups(frames)
+    factor = encoder.spatial_factor
+    if min(height, width) < 1 or height % factor or width % factor:
+        raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
+
+    @lru_cache
+    def setting(checkpoint: Checkpoint) -> Setting:
+        encoder = encoder_for(model, checkpoint=checkpoint)
+        return EncoderSetting(encoder, (height, width), dtype, gradient != "parameters")
+
+    return setting

@@ -21,6 +21,8 @@ from chopgrad.encode import encode
 from chopgrad.encoders import CausalEncoder
 from chopgrad.loss import frame_loss
 from chopgrad.memory import LiveStorages
+from chopgrad.planner.formulas import Surroundings
+from chopgrad.planner.ledger import Ledger
 from chopgrad.recurrence import Recurrence
 from chopgrad.strategies import Exact, Strategy
 
@@ -41,6 +43,18 @@ class Setting(ABC):
 
     streams: ClassVar[bool] = False
     """Forward and backward pass alternate, group by group."""
+
+    of_source: ClassVar[bool] = True
+    """The source's gradient is wanted."""
+
+    @abstractmethod
+    def surroundings(self, length: int) -> Surroundings:
+        """What is on the device beside the sweep."""
+
+    def _gradient_bytes(self, source_bytes: int) -> int:
+        """Those of parameters are added up: one more is there for a moment."""
+        trained = [p.nbytes for p in self.model.parameters() if p.requires_grad]
+        return source_bytes * self.of_source + sum(trained)
 
     @abstractmethod
     def run(self, strategy: Strategy, length: int) -> list[Peaks]:
@@ -108,6 +122,21 @@ class DecoderSetting(Setting):
     def streams(self) -> bool:  # type: ignore[override]
         return self.frames_loss == "streamed"
 
+    def surroundings(self, length: int) -> Surroundings:
+        groups = self.model.frame_groups(length)
+        count = max(group.frame_count for group in groups) if self.streams else groups[-1].frames.stop
+        with Ledger() as ledger, torch.device("meta"):
+            frames = torch.zeros(1, 3, count, *self.size, dtype=self.dtype, requires_grad=True)
+            ledger.begin()
+            start = ledger.live
+            target = torch.zeros(1, 3, count, *self.size, dtype=self.dtype)
+            torch.autograd.grad(self.loss_fn(frames, target), frames)
+            loss_bytes = ledger.peak - start
+            source_bytes = self.source(length).nbytes
+        return Surroundings(
+            self.streams, loss_bytes, 0 if self.streams else 3 * frames.nbytes, self._gradient_bytes(source_bytes)
+        )
+
     @lru_cache  # noqa: B019  (lives as long as the call of plan)
     def run(self, strategy: Strategy, length: int) -> list[Peaks]:
         """The peaks of each phase: until the frames have their adjoints, and after; of a whole video's loss more."""
@@ -154,6 +183,15 @@ class EncoderSetting(Setting):
 
     model: CausalEncoder
     of_video: bool
+
+    @property
+    def of_source(self) -> bool:  # type: ignore[override]
+        return self.of_video
+
+    def surroundings(self, length: int) -> Surroundings:
+        with torch.device("meta"):
+            source_bytes = self.source(length).nbytes
+        return Surroundings(False, 0, 0, self._gradient_bytes(source_bytes))
 
     @lru_cache  # noqa: B019
     def run(self, strategy: Strategy, length: int) -> list[Peaks]:

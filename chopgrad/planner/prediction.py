@@ -31,6 +31,10 @@ class Prediction:
         relative_compute: forward and backward passes of the decoder (a backward counts as two forwards), as a ratio to
             full back-propagation; the ends of the video are ignored.
         distance: truncation distance in frame groups; None for an exact gradient.
+        relative_seconds: predicted time as a ratio to full back-propagation, transfers and recomputation included; None
+            where the strategy was followed by a sweep, not by formulas.
+        seconds: that time, on the card that was asked about.
+        moment: when the device's peak is, such as "up_blocks.3.resnets.0, first half, backward".
     """
 
     strategy: Strategy
@@ -39,6 +43,9 @@ class Prediction:
     relative_compute: float
     distance: int | None
     checkpoint: Checkpoint = None
+    relative_seconds: float | None = None
+    seconds: float | None = None
+    moment: str | None = None
 
 
 def default_strategies(groups: int) -> list[Strategy]:
@@ -100,23 +107,34 @@ def plan(
     if frames_loss not in get_args(FramesLoss):
         raise ValueError(f"frames_loss must be 'streamed' or 'whole', got {frames_loss!r}.")
     with ShapesOnly(), torch.device("meta"):
-        model = build(vae, dtype, subfolder).eval().requires_grad_(trainable_decoder)
-        decoder = decoder_for(model, checkpoint=None)
-        latent_frames = latent_frames_of(decoder, frames)
-        factor = spatial_factor(decoder, dtype)
-        if min(height, width) < 1 or height % factor or width % factor:
-            raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
-        size = (height // factor, width // factor)
-        groups = len(decoder.frame_groups(latent_frames))
-        loss_fn = loss_shapes(loss, (height, width), dtype)
-
-        @lru_cache
-        def setting(checkpoint: Checkpoint) -> Setting:
-            decoder = decoder_for(model, checkpoint=checkpoint)
-            return DecoderSetting(decoder, size, dtype, (height, width), loss_fn, frames_loss)
-
+        setting, latent_frames = decoder_settings(
+            vae, frames, height, width, loss, frames_loss, dtype, trainable_decoder, subfolder
+        )
+        groups = len(setting(None).model.groups(latent_frames))
         strategies = default_strategies(groups) if strategies is None else strategies
         return predict(setting, latent_frames, strategies, frames_loss, checkpoint, progress)
+
+
+def decoder_settings(
+    vae: str, frames: int, height: int, width: int, loss: str, frames_loss: FramesLoss, dtype: torch.dtype,
+    trainable_decoder: bool, subfolder: str | None,
+) -> tuple[Callable[[Checkpoint], Setting], int]:  # fmt: skip
+    """What is run, by what the decoder recomputes inside a group, and the number of latents; as in ``plan``."""
+    model = build(vae, dtype, subfolder).eval().requires_grad_(trainable_decoder)
+    decoder = decoder_for(model, checkpoint=None)
+    latent_frames = latent_frames_of(decoder, frames)
+    factor = spatial_factor(decoder, dtype)
+    if min(height, width) < 1 or height % factor or width % factor:
+        raise ValueError(f"Height and width must be multiples of {factor}, got {height}x{width}.")
+    size = (height // factor, width // factor)
+    loss_fn = loss_shapes(loss, (height, width), dtype)
+
+    @lru_cache
+    def setting(checkpoint: Checkpoint) -> Setting:
+        decoder = decoder_for(model, checkpoint=checkpoint)
+        return DecoderSetting(decoder, size, dtype, (height, width), loss_fn, frames_loss)
+
+    return setting, latent_frames
 
 
 def predict(
@@ -135,23 +153,39 @@ def predict(
     model = setting(None).model
     groups = len(model.groups(length))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    rows = rows_of(strategies, checkpoint)
+    predictions: list[Prediction] = []
+    for strategy, inside in rows:
+        if progress is not None:
+            progress(len(predictions), len(rows))
+        device, host = setting(inside).peaks(strategy, length)
+        compute = relative_compute(strategy, groups, frames_loss)
+        compute += 0 if inside in (None, "frame") else once_more(strategy, groups)
+        predictions.append(Prediction(strategy, weights + device, host, compute, distance_of(strategy, groups), inside))
+    if progress is not None:
+        progress(len(rows), len(rows))
+    return predictions
+
+
+def rows_of(
+    strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"]
+) -> list[tuple[Strategy, Checkpoint]]:
+    """Each strategy with what the model recomputes inside a group.
+
+    Raises:
+        ValueError: ``Sampled``.
+    """
     rows: list[tuple[Strategy, Checkpoint]] = []
     for strategy in strategies:
         if isinstance(strategy, Sampled):
             raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
         best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
         rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
-    predictions: list[Prediction] = []
-    for strategy, inside in rows:
-        if progress is not None:
-            progress(len(predictions), len(rows))
-        # The first block reaches over all groups from here on, and later ones have fewer before them.
-        exact = not isinstance(strategy, Chop) or strategy.block + strategy.distance >= groups
-        distance = None if exact else strategy.plan().distance
-        device, host = setting(inside).peaks(strategy, length)
-        compute = relative_compute(strategy, groups, frames_loss)
-        compute += 0 if inside in (None, "frame") else once_more(strategy, groups)
-        predictions.append(Prediction(strategy, weights + device, host, compute, distance, inside))
-    if progress is not None:
-        progress(len(rows), len(rows))
-    return predictions
+    return rows
+
+
+def distance_of(strategy: Strategy, groups: int) -> int | None:
+    """In frame groups; None for an exact gradient."""
+    # The first block reaches over all groups from here on, and later ones have fewer before them.
+    exact = not isinstance(strategy, Chop) or strategy.block + strategy.distance >= groups
+    return None if exact else strategy.plan().distance

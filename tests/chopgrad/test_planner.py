@@ -289,9 +289,12 @@ def test_the_command_line(folders, capsys, monkeypatch):
     assert set(some) <= set(default_strategies(2))
     monkeypatch.setattr(prediction_module, "default_strategies", lambda groups: some)
     arguments = ["plan", "--vae", str(folders / "wan2.1")]
-    assert main([*arguments, "--frames", "1", "--size", "16x16", "--loss", "lpips", "--budget", "1GiB"]) == 0
+    one = [*arguments, "--frames", "1", "--size", "16x16", "--loss", "lpips", "--budget", "1GiB"]
+    assert main(one) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| Full()")]
+    assert main([*one, "--all"]) == 0
     text = capsys.readouterr().out
-    assert "| Chop(distance=1)" in text
+    assert "| Chop(1)" in text
     assert "For 1GiB: Full(), 0.0 GiB." in text
     assert "6 % more than the column" in text
     assert "Left out: cuDNN workspaces" in text
@@ -315,7 +318,10 @@ def test_progress_is_told_on_a_terminal_only(folders, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(arguments) == 0
     told = capsys.readouterr().err.split("\r\x1b[K")
-    assert told == ["", *(f"predicting {k} of 3 ..." for k in (1, 2, 3)), ""]
+    assert told == ["", "reading the architecture ...", "predicting ...", ""]
+    seen = []
+    plan(str(folders / "wan2.1"), 3, 8, 8, strategies=[Full(), Chop(1)], progress=lambda *at: seen.append(at))
+    assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_a_whole_video_takes_its_frames_more(folders):
