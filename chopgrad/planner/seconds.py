@@ -33,8 +33,8 @@ class Card:
 
 
 H200 = Card(3.5e14, 4.0e12, 5.1e10)
-"""An NVIDIA H200 in bfloat16: the first is between what Wan's convolutions reach forwards and backwards, the last that of
-copies, both measured (results/gpu); that of the memory was not measured, it is about five sixths of its data sheet's."""
+"""An NVIDIA H200 in bfloat16. The first is between what Wan's convolutions reach forwards and backwards, the last that
+of copies, both measured (results/gpu); that of its memory was not measured but taken from below its data sheet's."""
 
 
 def seconds(strategy: Strategy, profile: Profile, card: Card, streams: bool = True) -> float:
