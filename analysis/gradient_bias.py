@@ -154,7 +154,7 @@ def _engine_parity(decoder: CausalDecoder, latents: Tensor, video: Tensor, loss_
     for strategy, distance, block in (
         (Chop(1), 1, 1),
         (Chop(1, block=4, recompute=True), 1, 4),
-        (Exact(), len(groups), 1),
+        (Exact(offload=False), len(groups), 1),
     ):
         leaf = latents.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(chopgrad.frame_loss(decoder, leaf, video, loss_fn, strategy), leaf)

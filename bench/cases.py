@@ -40,7 +40,7 @@ Method = Strategy | Inside | Whole | Baseline
 
 KEY_STRATEGIES: tuple[Strategy, ...] = (
     Full(),
-    Exact(),
+    Exact(offload=False),
     Exact(offload=True),
     Exact(offload=True, pieces=True),
     Chop(0),
@@ -73,7 +73,7 @@ SWEEP: tuple[Strategy | Inside, ...] = tuple(
             Chop(1, block=8, recompute=True, offload=True, pieces=True),
             Chop(1, block=8, offload=True),
             *ESTIMATES,
-            Sampled(2, Exact()),
+            Sampled(2, Exact(offload=False)),
         ]
     )
 )

@@ -88,7 +88,7 @@ VARIANTS: dict[str, Callable[[Any], CausalDecoder]] = {
     "channels last": channels_last,
     "compiled step": compiled,
 }
-STRATEGIES: tuple[Strategy, ...] = (Exact(), Exact(pieces=True), Chop(1))
+STRATEGIES: tuple[Strategy, ...] = (Exact(offload=False), Exact(pieces=True), Chop(1))
 
 
 def worth_measuring(variant: str, strategy: Strategy, with_compiled: bool) -> bool:
@@ -181,7 +181,7 @@ def main(config: Config) -> None:
     console = Console(stderr=True)
     for vae, name, strategy in track(work, description="variants"):
         if subject is None or subject.case.vae != vae:
-            case = Case(vae, config.frames, *config.size, Exact(), dtype=dtype, device=config.device)
+            case = Case(vae, config.frames, *config.size, Exact(offload=False), dtype=dtype, device=config.device)
             subject = Subject(case)
         try:
             metrics = measure(subject, VARIANTS[name](subject.decoder.vae), strategy, config.rounds)

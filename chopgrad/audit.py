@@ -208,7 +208,7 @@ def _gradient(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: 
     leaf = latents.clone().requires_grad_()
     (plain,) = torch.autograd.grad(loss_fn(decoder.own_decode(leaf), target), leaf)
     leaf = latents.clone().requires_grad_()
-    (ours,) = torch.autograd.grad(loss_fn(decode(decoder, leaf, Exact()), target), leaf)
+    (ours,) = torch.autograd.grad(loss_fn(decode(decoder, leaf, Exact(offload=False)), target), leaf)
     error = _relative(ours, plain)
     yield _judged("exact gradient", error, EXACT, "It is that of plain back-propagation.", "Plain's is another.")
     default = RECOMMENDED if decoder.is_composed else Exact(offload=True)
@@ -216,7 +216,7 @@ def _gradient(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: 
     error = _relative(ours, plain)
     yield _judged("by default", error, EXACT, "So is that of the default strategy.", "That of the default is another.")
     yield _of_weights(decoder, latents, target, loss_fn)
-    (ours,) = torch.autograd.grad(frame_loss(decoder, leaf, target, loss_fn, Exact()), leaf)
+    (ours,) = torch.autograd.grad(frame_loss(decoder, leaf, target, loss_fn, Exact(offload=False)), leaf)
     error = _relative(ours, plain)
     same, other = "The loss may be streamed with frame_loss.", "Streamed, it is another: is it no mean over frames?"
     yield Finding("streamed loss", "right" if error < EXACT else "note", error, same if error < EXACT else other)
@@ -246,7 +246,10 @@ def _of_weights(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn
         plain = {id(p): g for (_, p), g in zip(named, of_all, strict=True) if g is not None}
         listed = list(decoder.parameters())
         ours = torch.autograd.grad(
-            loss_fn(decode(decoder, latents, Exact()), target), listed, allow_unused=True, materialize_grads=True
+            loss_fn(decode(decoder, latents, Exact(offload=False)), target),
+            listed,
+            allow_unused=True,
+            materialize_grads=True,
         )
     finally:
         vae.requires_grad_(False)
@@ -270,7 +273,7 @@ def _truncation(
         leaf = latents.clone().requires_grad_()
         return torch.autograd.grad(loss_fn(decode(decoder, leaf, strategy), target), leaf)[0]
 
-    exact = gradient(Exact())
+    exact = gradient(Exact(offload=False))
     groups = len(decoder.frame_groups(latents.shape[2]))
     of = "" if real else " On random latents that says little: pass a clip."
     for distance in distances:
@@ -294,7 +297,7 @@ def _receptive_field(decoder: CausalDecoder, most: int) -> Finding:
     groups = decoder.frame_groups(count)
 
     if all(a.latents.stop <= b.latents.start for a, b in pairwise(groups)):
-        frames = decode(decoder, z, Exact(), groups=slice(len(groups) - 1, None))
+        frames = decode(decoder, z, Exact(offload=False), groups=slice(len(groups) - 1, None))
         (of_last,) = torch.autograd.grad(frames, z, _adjoint(frames))
         parts = [of_last[:, :, group.latents] for group in groups]
     else:  # latents of several groups do not tell through which of them they came: each has its own

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
+from chopgrad.automatic import with_room
 from chopgrad.decoders.base import CausalDecoder
 from chopgrad.engine import Gradients, Sweep
 from chopgrad.graph import not_twice, unshared_weights
@@ -83,16 +84,19 @@ def frame_loss(
     parameters = trained_parameters(decoder, latents, depth=4)
     graded = torch.is_grad_enabled()
     swept = graded and (latents.requires_grad or bool(parameters))
-    with torch.no_grad(), unshared_weights():
+    sources = [x for x in (latents, *parameters) if x.requires_grad] if swept else []
+
+    def run(strategy: Strategy) -> tuple[GroupLosses, Gradients]:
         scored = [i for i, weight in enumerate(weights) if weight]
-        sweep = Sweep(decoder, groups, strategy.plan(), latents.detach(), latents.requires_grad, parameters, scored)
-        sources = [x for x in (latents, *parameters) if x.requires_grad] if swept else []
-        losses = GroupLosses(sweep, target, loss_fn, weights, sources, context_frames, graded)
-        if swept:
-            gradients = sweep.gradients(losses.see)
-        else:
+        with torch.no_grad(), unshared_weights():
+            sweep = Sweep(decoder, groups, strategy.plan(), latents.detach(), latents.requires_grad, parameters, scored)
+            losses = GroupLosses(sweep, target, loss_fn, weights, sources, context_frames, graded)
+            if swept:
+                return losses, sweep.gradients(losses.see)
             sweep.decode(losses.see)
-            gradients = Gradients(None, [None] * len(parameters))
+            return losses, Gradients(None, [None] * len(parameters))
+
+    losses, gradients = with_room(strategy, decoder, latents, groups, True, run)
     total = _total(losses.values, weights)
     found = [gradients.source, *gradients.parameters, *losses.others.values()]
     if all(x is None for x in found):

@@ -83,6 +83,8 @@ class Recurrence(ABC):
             raise ValueError(f"checkpoint must be 'auto', 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
         self.vae: Any = vae  # a diffusers model: its attributes are not typed
         self.checkpoint = checkpoint
+        self.chosen: dict[Any, Any] = {}
+        """What ``Exact()`` chose, by shape of the source and what else it depends on (``chopgrad.automatic``)."""
         self.passed_by: list[PassedBy] = []
         """Modules that the VAE itself calls and a step does not, by name: see ``decoder_for``."""
 

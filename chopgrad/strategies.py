@@ -12,10 +12,12 @@ strategy                             gradient               forwards + backwards
 ``Chop(0, block=W)``                 inside blocks          1 + 1                       W A
 ``Chop(D, block=W)``                 at least D             1 + (1+D/W)                 (W+D) A
 ``Chop(D, block=W, recompute)``      the same               2+(D-1)/W + (1+D/W)         A + (W+D) c
-``Exact()``                          exact                  2 + 1                       A + T c
+``Exact(offload=False)``             exact                  2 + 1                       A + T c
 ``Exact(offload=True)``              exact                  2 + 1                       A + 4c, T c on the host
 ``Exact(offload=True, pieces=True)`` exact                  3 + 1                       a, T c on the host
 ``Exact(..., every=k)``              exact                  1 forward more              T c becomes (T/k + k) c
+``Exact(..., strips=n)``             exact                  a little more               about a / n
+``Exact()``                          exact                  1 + 1 to 4 + 1              what there is
 ``Sampled(K, strategy)``             unbiased for it        fewer                       that of the strategy
 ===================================  =====================  ==========================  ===========================
 
@@ -31,6 +33,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from chopgrad.arguments import bytes_of
 
 
 def _check_int(owner: str, name: str, value: int, least: int) -> None:
@@ -130,11 +134,15 @@ class Chop:
 
 @dataclass(frozen=True)
 class Exact:
-    """Exact gradient by checkpointing at the group borders: one block of all groups, graphs rebuilt one at a time.
+    """Exact gradient, as fast as the memory allows: it has no bias, and takes at most a few forward passes more.
 
-    Prefer it to truncation wherever its states fit: it costs one more forward pass than ``Full`` and has no bias.
+    ``Exact()`` chooses by itself, once for each shape: graphs of the groups that fit are kept; else states wait on the
+    device, on the host, or every k-th does; groups are walked piece by piece, and pieces in strips. With one of the
+    settings below nothing is chosen: it is checkpointing at the group borders, graphs rebuilt one at a time.
 
     Args:
+        within: what it may take on the device beyond what is there when it is called, in bytes or as "20GiB". Default:
+            nine tenths of what is free; ``decode`` leaves four tenths of that to the loss.
         offload: keep the states in host memory (pinned when the device is CUDA), so that device memory does not
             depend on the number of frames.
         every: keep each ``every``-th state only, and rebuild those between with one more forward pass. States then take
@@ -147,18 +155,39 @@ class Exact:
             adjoint visit the device strip by strip too. Each strip is run with a row or so beside it.
     """
 
-    offload: bool = False
+    offload: bool | None = None
     every: int | None = None
-    pieces: bool = False
+    pieces: bool | None = None
     strips: int | None = None
+    within: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None:
             _check_int("Exact", "every", self.every, 1)
-        _check_strips("Exact", self.strips, self.pieces)
+        _check_strips("Exact", self.strips, bool(self.pieces))
+        if self.within is not None and self._set:
+            raise ValueError(f"Exact: within chooses {', '.join(self._set)} itself: leave them out.")
+        self.within_bytes  # noqa: B018  (what cannot be read is refused here)
+
+    @property
+    def _set(self) -> list[str]:
+        return [name for name in ("offload", "every", "pieces", "strips") if getattr(self, name) is not None]
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether its form is chosen when it is called."""
+        return not self._set
+
+    @property
+    def within_bytes(self) -> int | None:
+        """What it may take, if that was said."""
+        if self.within is None or isinstance(self.within, str):
+            return bytes_of("Exact: within", self.within)
+        _check_int("Exact", "within", self.within, 1)
+        return self.within
 
     def plan(self) -> Plan:
-        return Plan(None, 0, True, self.offload, every=self.every, pieces=self.pieces, strips=self.strips)
+        return Plan(None, 0, True, bool(self.offload), every=self.every, pieces=bool(self.pieces), strips=self.strips)
 
 
 @dataclass(frozen=True)
@@ -196,5 +225,5 @@ class Sampled:
 
 Strategy = Full | Chop | Exact | Sampled
 
-RECOMMENDED = Exact(offload=True, pieces=True)
-"""What ``decode``, ``frame_loss`` and ``patch`` do where nothing is said: exact, in the least memory."""
+RECOMMENDED = Exact()
+"""What ``decode``, ``frame_loss`` and ``patch`` do where nothing is said: exact, as fast as the memory allows."""

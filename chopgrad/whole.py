@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from chopgrad.engine import Carry, Kept, Sweep
+from chopgrad.automatic import again_with_less, with_room
+from chopgrad.engine import Carry, Gradients, Kept, Sweep
 from chopgrad.graph import not_twice, unshared_weights
 from chopgrad.inputs import check_dropout, check_inputs, check_sampled, check_tangent, trained_parameters
 from chopgrad.recurrence import Group, Recurrence
@@ -41,12 +42,16 @@ def run_whole(
     check_tangent(source)
     check_dropout(model, strategy)
     parameters = trained_parameters(model, source, depth=5)
-    # A copy: what is set on it later is for later calls.
-    call = _Call(copy(model), spans, strategy, chosen, first, source.requires_grad, parameters)
-    if torch.is_grad_enabled() and (source.requires_grad or parameters):
-        return _Run.apply(call, source, *parameters)
-    with torch.no_grad():
-        return call.run(source, keep=False)[0]
+
+    def run(strategy: Strategy) -> Tensor:
+        # A copy: what is set on it later is for later calls.
+        call = _Call(copy(model), spans, strategy, chosen, first, source.requires_grad, parameters)
+        if torch.is_grad_enabled() and (source.requires_grad or parameters):
+            return _Run.apply(call, source, *parameters)
+        with torch.no_grad():
+            return call.run(source, keep=False)[0]
+
+    return with_room(strategy, model, source, spans[: chosen.stop], False, run)
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,17 @@ class _Run(torch.autograd.Function):
                 f"The {call.model.part}'s weights or modules were replaced before the backward pass: do so afterwards."
             )
         with torch.no_grad(), ctx.autocast.again(), unshared_weights(), requiring_grad(call.parameters):
-            sweep = call.sweep(source)
-            for i in call.chosen:
-                sweep.add_adjoint(i, adjoint[:, :, call.place(i)])
-            gradients = sweep.gradients(begun=Kept(ctx.states.unpack(tensors), ctx.graphs))
+            begun: Kept | None = Kept(ctx.states.unpack(tensors), ctx.graphs)
+
+            def pull(strategy: Strategy) -> Gradients:
+                nonlocal begun
+                sweep = replace(call, strategy=strategy).sweep(source)
+                for i in call.chosen:
+                    sweep.add_adjoint(i, adjoint[:, :, call.place(i)])
+                given, begun = begun, None  # what was begun in another form is of no use
+                return sweep.gradients(begun=given)
+
+            gradients = again_with_less(call.strategy, call.model, pull)
             found = [gradients.source, *gradients.parameters]
             found = [None if g is None else g.to(x.dtype) for g, x in zip(found, sources, strict=True)]
         return None, *not_twice(found, adjoint, sources)

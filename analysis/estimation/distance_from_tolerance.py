@@ -172,7 +172,7 @@ def probe(decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: Loss
     groups = decoder.frame_groups(latents.shape[2])
     near, frames = groups[i - span : i + 1], groups[i].frames
     leaf = latents.detach().requires_grad_()
-    decoded = decode(decoder, leaf, Exact(), groups=slice(i - span, i + 1), history=False)
+    decoded = decode(decoder, leaf, Exact(offload=False), groups=slice(i - span, i + 1), history=False)
     share = groups[i].frame_count / groups[-1].frames.stop
     loss = share * loss_fn(decoded[:, :, -groups[i].frame_count :], target[:, :, frames].to(decoded))
     (gradient,) = torch.autograd.grad(loss, leaf)

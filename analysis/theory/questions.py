@@ -97,7 +97,7 @@ QUESTIONS = (
             "At equal memory",
             "At equal compute",
             "Sampled losses pay with Chop(1)",
-            "Sampled losses pay with Exact()",
+            "Sampled losses pay with Exact(offload=False)",
             "For one clip an unbiased randomised truncation",
             "Averaged over as many clips",
             "At cost and mean memory of plain chunks",

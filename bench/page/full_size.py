@@ -13,7 +13,7 @@ from suite.tables import markdown_table
 
 CHOSEN: tuple[Method, ...] = (
     Full(),
-    Exact(),
+    Exact(offload=False),
     Exact(pieces=True),
     Inside("frame", Exact(pieces=True)),
     Chop(0),

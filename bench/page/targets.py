@@ -18,7 +18,7 @@ LEAST = Inside("frame", PIECES)
 """What reaches the targets of memory."""
 LOOK_AHEAD, PAPER = Chop(1, block=8), Chop(1)
 ON_HOST: dict[Method, Method] = {
-    OFFLOAD: Exact(),
+    OFFLOAD: Exact(offload=False),
     PIECES: Exact(pieces=True),
     LEAST: Inside("frame", Exact(pieces=True)),
 }

@@ -105,9 +105,11 @@ class _Video:
         if not self.plan.recompute:
             return [self._retained(a, b, end)]
         groups = sorted({end - 1, max(a, end - 2), *range(a, min(len(self.profile.first), end))})
-        found = []
+        found = [self._with_graphs(a, b, end)] if self.plan.graphs else []
         for i in groups:
-            if self.plan.pieces:
+            if self.plan.strips:
+                found += self._of_strips(i, a, b, end)
+            elif self.plan.pieces:
                 found += self._of_pieces(i, a, b, end)
             else:
                 found.append(self._of_group(i, a, b, end))
@@ -150,6 +152,8 @@ class _Video:
 
     def _of_group(self, i: int, a: int, b: int, end: int) -> tuple[int, int, str]:
         group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
+        if self.plan.graphs and i == end - 1:
+            return self._with_graphs(a, b, end)
         pulled = group.whole.cut_bytes if i == a else group.whole.pull_bytes
         device = pulled - (self.group(i + 1).state_bytes if i == end - 1 else 0)
         if not self.plan.offload:
@@ -176,10 +180,57 @@ class _Video:
                     )
                 if not cut and k + 1 < len(pieces):
                     device += pieces[k + 1].state_bytes  # it leaves
-                host = kept + waiting + features + made + sum(above[: k + 1])
+                stay = sum(p.made_bytes for p in pieces[: max(0, min(k, self.plan.resident - 1))])
+                device += stay
+                host = kept + waiting + features - stay + made + sum(above[: k + 1])
             else:
                 device, host = kept + waiting + features + alone + made + sum(above[:k]), 0
             found.append((device, host, f"{piece.name}, backward"))
+            features += piece.made_bytes
+        return found
+
+    def _with_graphs(self, a: int, b: int, end: int) -> tuple[int, int, str]:
+        """The last group is swept while the graphs of others wait; each has its state on the device."""
+        last, count = self.group(end - 1), min(self.plan.graphs, end - a)
+        graphs = sum(self.group(i).whole.graph_bytes for i in range(end - count, end))
+        kept, waiting = self._kept(end - 1, a, b, end), self._waiting(a, end)
+        pulled = last.whole.cut_bytes if end == a + 1 else last.whole.pull_bytes
+        device = graphs + pulled - last.whole.graph_bytes - self.group(end).state_bytes
+        if not self.plan.offload:
+            return device + kept + waiting, 0, _backward(last)
+        return device + self._sum("state_bytes", end - count, end), kept + waiting, _backward(last)
+
+    def _of_strips(self, i: int, a: int, b: int, end: int) -> list[tuple[int, int, str]]:
+        group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
+        pieces, cut = group.pieces, i == a
+        above = [0 if i == end - 1 else p.state_bytes for p in self.group(i + 1).pieces]
+        largest = max(p.entering_bytes * p.scale**2 for p in pieces)
+        found, features = [], 0
+        for k, piece in enumerate(pieces):
+            made = 0 if cut else sum(p.state_bytes for p in pieces[k + 1 :])
+            pulled = piece.cut_bytes if cut else piece.pull_bytes
+            strips = (
+                ceil((self.plan.strips or 1) * piece.entering_bytes * piece.scale**2 / largest)
+                if piece.beside >= 0
+                else 1
+            )
+            block = 1 / (self.plan.strips or 1)
+            # Of the features' adjoints one part is not read yet, and the other is made already.
+            adjoints = max(piece.leaving_bytes, piece.entering_bytes) if strips > 1 else piece.leaving_bytes
+            if strips == 1:
+                device = float(pulled + piece.entering_bytes + piece.state_bytes)
+            else:
+                strip = 1 / strips + min(2, strips - 1) * piece.beside
+                there = piece.entering_bytes + piece.state_bytes
+                read = there * (1 / strips + 2 * block) + above[k] / strips
+                ahead = (there + above[k]) / strips
+                late = (piece.leaving_bytes + piece.entering_bytes) / strips  # blocks are let go of one strip later
+                device = adjoints + late + strip * (pulled + there) + read + ahead
+            host_only = made + sum(above[: k + 1])
+            if self.plan.offload:
+                found.append((int(device), kept + waiting + features + host_only, f"{piece.name}, backward"))
+            else:
+                found.append((int(device) + kept + waiting + features + host_only, 0, f"{piece.name}, backward"))
             features += piece.made_bytes
         return found
 

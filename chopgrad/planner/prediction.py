@@ -52,7 +52,7 @@ def default_strategies(groups: int) -> list[Strategy]:
     """What is worth considering for a video of so many frame groups."""
     return [
         Full(),
-        Exact(),
+        Exact(offload=False),
         Exact(offload=True),
         Exact(offload=True, pieces=True),
         Exact(offload=True, pieces=True, every=max(2, isqrt(groups))),

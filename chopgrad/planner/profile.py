@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from chopgrad.graph import Graph
+from chopgrad.local import Local
 from chopgrad.planner.ledger import Ledger, Works
 from chopgrad.planner.piece_names import Names
 from chopgrad.recurrence import Features, Group, Piece, Recurrence, tiling
@@ -59,6 +60,8 @@ class PieceProfile(Swept):
         entering_bytes, leaving_bytes: features, each storage once.
         made_bytes: of what leaves, that which this piece has made: the rest travels past it.
         state_bytes: its slice of the state.
+        beside: share of its main features that is run beside a strip on either side; -1: it is not local in space.
+        scale: rows of what it makes for each row of these.
     """
 
     name: str
@@ -66,6 +69,8 @@ class PieceProfile(Swept):
     leaving_bytes: int
     made_bytes: int
     state_bytes: int
+    beside: float
+    scale: int
 
 
 @dataclass(frozen=True)
@@ -188,13 +193,14 @@ class _Tracer:
         features: Features = (taken,)
         before: Features = ()
         for k, piece in enumerate(self.pieces):
+            space = self._space(piece, features[0])
             with self.names.watching(k):
                 swept = self._swept(piece, features, state[k], k > 0 or self.source_needs_grad)
             with self.ledger:
                 leaving, _ = piece(features, state[k])
             made = _bytes(leaving, beside=features)
             sizes = {"entering_bytes": _bytes(features), "leaving_bytes": _bytes(leaving), "made_bytes": made}
-            found.append((swept, sizes | {"state_bytes": _dense_bytes(state[k])}))
+            found.append((swept, sizes | space | {"state_bytes": _dense_bytes(state[k])}))
             before, features = features, leaving
             yielded = made
         del before
@@ -205,6 +211,11 @@ class _Tracer:
         )
         run, built, pulled = ("step" if k < 0 else self.names[k] for k in self._moments)
         return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, (run, built, pulled))
+
+    def _space(self, piece: Piece, x: Tensor) -> dict[str, float]:
+        if not isinstance(piece, Local):
+            return {"beside": -1.0, "scale": 1}
+        return {"beside": piece.radius / x.shape[-2], "scale": piece.scale}
 
     def _swept(self, piece: Piece, features: Features, state: Any, tracked: bool) -> Swept:
         with self.ledger as ledger:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from chopgrad.planner.formulas import windows
 from chopgrad.planner.ledger import Works
 from chopgrad.planner.profile import GroupProfile, Profile
-from chopgrad.strategies import Full, Strategy
+from chopgrad.strategies import Full, Plan, Strategy
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def seconds(strategy: Strategy, profile: Profile, card: Card, streams: bool = Tr
                 else:
                     forwards[end - 1] = 0.0
         forwards = [f + r for f, r in zip(forwards, runs, strict=True)]
+    if plan.graphs:  # what is built in the forward pass need not run before
+        forwards[-plan.graphs :] = [0.0] * min(plan.graphs, count)
     if not streams and plan.block is not None:
         forwards = [f + 1 for f in forwards]
     if (plan.every or 1) > 1:
@@ -72,7 +75,8 @@ def seconds(strategy: Strategy, profile: Profile, card: Card, streams: bool = Tr
         group = profile.first[i] if i < len(profile.first) else profile.steady
         work = forward * card.seconds(group.whole.forward) + build * card.seconds(group.whole.build)
         work += visit * card.seconds(group.whole.pull)
-        copies = _moved_bytes(group, plan.pieces, visit) / card.host_bytes_per_second if plan.recompute else 0.0
+        work *= 1 + (_beside(group, plan.strips) if plan.strips else 0.0)
+        copies = _moved_bytes(group, plan, visit) / card.host_bytes_per_second if plan.recompute else 0.0
         found += work if not plan.offload else max(work, copies) if plan.pieces else work + copies
     return found
 
@@ -82,11 +86,18 @@ def relative_seconds(strategy: Strategy, profile: Profile, card: Card, streams: 
     return seconds(strategy, profile, card, streams) / seconds(Full(), profile, card, streams)
 
 
-def _moved_bytes(group: GroupProfile, pieces: bool, visits: int) -> int:
+def _moved_bytes(group: GroupProfile, plan: Plan, visits: int) -> int:
     """To the host and back: the state, the frames' adjoint, and by pieces features and the adjoint of the state."""
     once = group.state_bytes + group.yields_bytes
     moved = once * (1 + visits)
-    if pieces:
-        features = sum(p.made_bytes for p in group.pieces[:-1])
+    if plan.pieces:
+        features = sum(p.made_bytes for p in group.pieces[max(0, plan.resident - 1) : -1])
         moved += 2 * visits * (features + group.state_bytes)
     return moved
+
+
+def _beside(group: GroupProfile, strips: int) -> float:
+    """Share of the work that is done for rows beside strips, which the next strip does again."""
+    sizes = [p.entering_bytes * p.scale**2 for p in group.pieces]
+    rows = [2 * (ceil(strips * size / max(sizes)) - 1) * max(0.0, p.beside) for p, size in zip(group.pieces, sizes)]
+    return sum(row * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes)

@@ -128,7 +128,9 @@ def test_peak_memory_in_a_fresh_process_is_kept(tmp_path, monkeypatch):
         keep(peak, CASE, tmp_path, MADE_BY | {"commit": "another"})
 
 
-@pytest.mark.parametrize("method", [Chop(1), Exact(), Whole(Chop(1)), IsolatedLatents(), FirstLatents(1)], ids=label)
+@pytest.mark.parametrize(
+    "method", [Chop(1), Exact(offload=False), Whole(Chop(1)), IsolatedLatents(), FirstLatents(1)], ids=label
+)
 def test_predictions_are_what_a_run_takes(method):
     case = Case("wan2.1", 25, 16, 16, method)
     assert predict(case)["peak_bytes"] == pytest.approx(peak(case)["peak_bytes"], rel=0.02)
@@ -158,7 +160,10 @@ def test_what_waits_on_the_host_is_predicted_as_such():
 
 
 def test_gradient_errors_on_a_real_clip(tmp_path):
-    chosen = [Case("cogvideox", 33, 16, 16, m) for m in (Exact(), Chop(0), Chop(1), IsolatedLatents(), FirstLatents())]
+    chosen = [
+        Case("cogvideox", 33, 16, 16, m)
+        for m in (Exact(offload=False), Chop(0), Chop(1), IsolatedLatents(), FirstLatents())
+    ]
     measure_errors(chosen, tmp_path, MADE_BY, crops=1)
     exact, zero, one, isolated, first = (read_record(tmp_path / f"{c.name}.json").metrics for c in chosen)
     assert exact["relative_error"][0] < 1e-4
@@ -168,10 +173,15 @@ def test_gradient_errors_on_a_real_clip(tmp_path):
     # The frames of the first latents are right, and so is the gradient of their loss; but it is not the whole gradient.
     assert first["frames_compared"] == 9 and first["frames_rms_difference"][0] < 1e-5
     assert first["relative_error_same_frames"][0] < 1e-4 < 0.1 < first["relative_error"][0]
-    assert is_exact(Exact()) and not is_exact(Chop(1)) and not is_exact(FirstLatents()) and is_exact(SavedOnCpu())
+    assert (
+        is_exact(Exact(offload=False))
+        and not is_exact(Chop(1))
+        and not is_exact(FirstLatents())
+        and is_exact(SavedOnCpu())
+    )
 
 
-@pytest.mark.parametrize("inner", [Chop(0), Exact()], ids=label)
+@pytest.mark.parametrize("inner", [Chop(0), Exact(offload=False)], ids=label)
 def test_errors_of_an_estimate_are_those_over_all_draws(inner, monkeypatch):
     """Against the gradients of every draw of two of three losses, and a record of the right shape."""
     subject = Subject(Case("cogvideox", 25, 16, 16, Full()))
@@ -406,7 +416,11 @@ def verdicts(folder, chosen, predicted=None):
 
 @pytest.mark.parametrize(("long", "verdict"), [(10.1, "reached"), (10.3, "NOT reached")])
 def test_constant_memory_is_judged(tmp_path, long, verdict):
-    chosen = [Case("wan2.1", n, 16, 16, m) for n in (25, 193) for m in (Chop(1), Chop(4), Exact(offload=True), Exact())]
+    chosen = [
+        Case("wan2.1", n, 16, 16, m)
+        for n in (25, 193)
+        for m in (Chop(1), Chop(4), Exact(offload=True), Exact(offload=False))
+    ]
     for case in chosen:
         is_long = case.frames == 193
         if case.strategy == Exact(offload=True):
@@ -415,13 +429,13 @@ def test_constant_memory_is_judged(tmp_path, long, verdict):
             write(tmp_path, "memory", case, memory(long if is_long else 10))
     found = [v for v in targets(Results(tmp_path, chosen), tmp_path / "nothing") if "193 / 25" in v.target]
     (first,) = [v for v in found if v.kind == "measured"]
-    assert first.verdict == verdict and "2 strategies" in first.numbers  # Exact() promises nothing
+    assert first.verdict == verdict and "2 strategies" in first.numbers  # Exact(offload=False) promises nothing
     (second,) = [v for v in found if v.kind == "predicted"]
     assert second.verdict == "reached" and "1.000 (Exact(offload))" in second.numbers
 
 
 def test_times_are_judged_and_a_cpu_decides_nothing_about_offloading(tmp_path):
-    methods = (Full(), Exact(), Exact(pieces=True), Exact(offload=True), Chop(1), Chop(1, block=8))
+    methods = (Full(), Exact(offload=False), Exact(pieces=True), Exact(offload=True), Chop(1), Chop(1, block=8))
     chosen = [Case("wan2.1", 33, 40, 40, m) for m in methods]
     for case, mean in zip(chosen, (1.0, 1.3, 1.9, None, 1.4, 1.05), strict=True):
         if mean:
@@ -429,7 +443,10 @@ def test_times_are_judged_and_a_cpu_decides_nothing_about_offloading(tmp_path):
     found = verdicts(tmp_path, chosen)
     by_start = {t.split(":")[0]: v for t, v in found.items()}
     assert by_start["Exact(offload) <= 1.40 of the time of Full()"].verdict == "not measured here"
-    assert "without transfers, Exact(): 1.30" in by_start["Exact(offload) <= 1.40 of the time of Full()"].numbers
+    assert (
+        "without transfers, Exact(offload=False): 1.30"
+        in by_start["Exact(offload) <= 1.40 of the time of Full()"].numbers
+    )
     look_ahead = by_start["Chop(1, block=8) takes less time than the paper's Chop(1)"]
     assert look_ahead[1:] == ("reached", "1.05 [0.95, 1.15] against 1.40 [1.30, 1.50]", "measured")
     pieces = next(v for t, v in found.items() if t.startswith("Exact(offload, pieces) <= 1.75"))

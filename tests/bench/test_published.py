@@ -17,7 +17,9 @@ METHODS = (Full(), Chop(0), Exact(offload=True))
 def test_what_tells_most_comes_first():
     first, *later = stages(Selection(published=True))
     assert {(c.vae, c.frames, c.height, c.width) for c in first} == {("full:wan2.1", n, 128, 128) for n in (9, 17)}
-    assert first[0].strategy == Full() and {*PAPER, Exact(), Exact(pieces=True)} <= {c.strategy for c in first}
+    assert first[0].strategy == Full() and {*PAPER, Exact(offload=False), Exact(pieces=True)} <= {
+        c.strategy for c in first
+    }
     found = [*first, *(c for stage in later for c in stage)]
     assert len({c.name for c in found}) == len(found) and {c.vae for c in found} == set(FULL_SIZE)
     assert {c.dtype for c in found} == {"float32"} and {c.device for c in found} == {"cpu"}
@@ -42,7 +44,7 @@ def test_a_selection_narrows_the_cases():
 
 
 def test_what_is_not_predicted_to_fit_is_not_tried(tmp_path, capsys):
-    fits, large, unknown = (Case("full:wan2.1", 9, 64, 64, m) for m in (Chop(0), Full(), Exact()))
+    fits, large, unknown = (Case("full:wan2.1", 9, 64, 64, m) for m in (Chop(0), Full(), Exact(offload=False)))
     for case, gib in ((fits, 1), (large, 3)):
         write_record(
             tmp_path / "published" / "prediction" / f"{case.name}.json",

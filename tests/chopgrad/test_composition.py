@@ -15,7 +15,7 @@ from tests.models import VAES, build, latents_for
 
 STRATEGIES = [
     Full(),
-    Exact(),
+    Exact(offload=False),
     Exact(offload=True, every=2, pieces=True),
     Chop(1),
     Chop(1, block=2, recompute=True),

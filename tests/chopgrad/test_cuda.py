@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 STRATEGIES = [
     Full(),
-    Exact(),
+    Exact(offload=False),
     Exact(offload=True),
     Exact(offload=True, pieces=True),
     Exact(offload=True, every=2, pieces=True),

@@ -22,9 +22,16 @@ from tests.brute_force import PairwiseAdjoint, relative_error
 from tests.models import VAES, build, latents_for
 from tests.processes import on_workers
 
-EXACT = [Full(), Exact(), Exact(every=2), Exact(offload=True, pieces=True), Chop(9), Chop(4, block=2, recompute=True)]
+EXACT = [
+    Full(),
+    Exact(offload=False),
+    Exact(every=2),
+    Exact(offload=True, pieces=True),
+    Chop(9),
+    Chop(4, block=2, recompute=True),
+]
 TRUNCATED = [Chop(0), Chop(1), Chop(1, block=2), Chop(2, block=3, recompute=True, pieces=True)]
-NODES = [Exact(), Exact(offload=True, pieces=True), Chop(1), Chop(1, block=2, recompute=True)]
+NODES = [Exact(offload=False), Exact(offload=True, pieces=True), Chop(1), Chop(1, block=2, recompute=True)]
 TOLERANCE = 1e-12
 
 
@@ -82,7 +89,7 @@ class Steps:
 @pytest.mark.parametrize(
     ("strategy", "backward"),
     [
-        (Exact(), lambda t: (0, t)),
+        (Exact(offload=False), lambda t: (0, t)),
         (Exact(every=3), lambda t: (t - -(-t // 3), t)),  # what is not kept is rebuilt
         (Chop(0), lambda t: (0, t)),  # streams again, with graphs
         (Chop(2), lambda t: (0, t)),
@@ -119,7 +126,7 @@ def waiting_bytes(latent_frames, strategy, after=False):
 @pytest.mark.parametrize("strategy", [Chop(1), Chop(2, block=3), Chop(1, recompute=True)], ids=str)
 def test_a_chop_waits_with_no_state_but_the_first(strategy):
     assert waiting_bytes(12, strategy) == waiting_bytes(6, strategy) == 0
-    assert waiting_bytes(12, Exact()) > 1.5 * waiting_bytes(6, Exact()) > 0
+    assert waiting_bytes(12, Exact(offload=False)) > 1.5 * waiting_bytes(6, Exact(offload=False)) > 0
 
 
 @pytest.mark.parametrize("strategy", [Full(), *NODES, Exact(every=2)], ids=str)
@@ -183,8 +190,8 @@ def test_some_groups_against_brute_force(name, latent_frames, strategy, history)
 @pytest.mark.parametrize(
     ("strategy", "history", "backward"),
     [
-        (Exact(), True, (0, 5)),
-        (Exact(), False, (0, 2)),
+        (Exact(offload=False), True, (0, 5)),
+        (Exact(offload=False), False, (0, 2)),
         (Chop(1), True, (0, 3)),
         (Chop(1), False, (0, 2)),
         (Chop(0, block=2), True, (0, 2)),
@@ -211,8 +218,8 @@ def test_full_without_history_builds_no_graph_before():
 def test_the_parts_add_up_to_the_whole():
     _, decoder, z = case(trainable=True)
     tensors = [z, decoder.vae.decoder.conv_in.weight]
-    whole = gradients(chopgrad.decode(decoder, z, Exact()).square().sum(), tensors)
-    parts = [chopgrad.decode(decoder, z, Exact(), groups=slice(i, i + 1)).square().sum() for i in range(5)]
+    whole = gradients(chopgrad.decode(decoder, z, Exact(offload=False)).square().sum(), tensors)
+    parts = [chopgrad.decode(decoder, z, Exact(offload=False), groups=slice(i, i + 1)).square().sum() for i in range(5)]
     assert_same(gradients(sum(parts), tensors), whole)
 
 
@@ -458,7 +465,7 @@ def test_inside_distributed_data_parallel(tmp_path):
 
 # float16
 
-IN_HALF = [Exact(), Exact(offload=True, pieces=True), Chop(4, block=2, recompute=True)]
+IN_HALF = [Exact(offload=False), Exact(offload=True, pieces=True), Chop(4, block=2, recompute=True)]
 
 
 def half_gradient(name, dtype, differentiate):
@@ -545,7 +552,7 @@ def test_the_default_is_exact_and_walks_pieces():
             clip_loss(chopgrad.decode(decoder, z, *strategy)).backward()
         return memory.peak_bytes
 
-    assert peak() < 0.6 * peak(Exact()) < 0.6 * peak(Full())
+    assert peak() < 0.6 * peak(Exact(offload=False)) < 0.6 * peak(Full())
 
 
 def replaced_module(vae):
@@ -581,7 +588,7 @@ def test_a_vae_that_is_changed_before_the_backward_pass(change, error, sentence)
             frames.mean().backward()
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(offload=True, pieces=True), Chop(9)], ids=str)
+@pytest.mark.parametrize("strategy", [Full(), Exact(offload=False), Exact(offload=True, pieces=True), Chop(9)], ids=str)
 def test_freezing_before_the_backward_pass_is_what_it_is_elsewhere(strategy):
     """As the two steps of a GAN do it: the latents get their gradient, a frozen weight gets none."""
     vae = build("wan2.1")

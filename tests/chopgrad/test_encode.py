@@ -26,7 +26,7 @@ from tests.models import VAES, build, twin
 
 ORIGINAL = list(test_original_wan.CLASSES)
 EXACT = [
-    *(Full(), Exact(), Exact(every=2), Exact(pieces=True), Exact(offload=True, pieces=True, every=2)),
+    *(Full(), Exact(offload=False), Exact(every=2), Exact(pieces=True), Exact(offload=True, pieces=True, every=2)),
     *(Chop(9), Chop(4, block=2, recompute=True), Chop(9, block=2, recompute=True, pieces=True), Chop(9, offload=True)),
 ]
 TRUNCATED = [Chop(0), Chop(1), Chop(1, block=2), Chop(1, recompute=True), Chop(1, block=3, recompute=True, pieces=True)]
@@ -135,7 +135,7 @@ def test_recomputing_inside_a_group_changes_nothing(name, checkpoint):
     _, encoder, video = case(name, fitting(name)[2], trainable=True, checkpoint=checkpoint)
     tensors = [video, *encoder.parameters()]
     plain = gradients(encoder.own_encode(video), tensors)
-    for strategy in (Full(), Exact(), Exact(pieces=True), Chop(9, block=2, recompute=True, pieces=True)):
+    for strategy in (Full(), Exact(offload=False), Exact(pieces=True), Chop(9, block=2, recompute=True, pieces=True)):
         assert_same(gradients(chopgrad.encode(encoder, video, strategy), tensors), plain)
 
 
@@ -153,7 +153,7 @@ def test_recomputing_takes_less_memory(name):
         assert peak(mode) < 0.9 * plain
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(offload=True, pieces=True), Chop(9)], ids=str)
+@pytest.mark.parametrize("strategy", [Full(), Exact(offload=False), Exact(offload=True, pieces=True), Chop(9)], ids=str)
 @pytest.mark.parametrize("name", ["wan2.2", "cogvideox"])
 def test_a_video_from_a_file_and_a_frozen_encoder(name, strategy):
     vae, encoder, video = case(name, fitting(name)[2], trainable=True)
@@ -213,7 +213,7 @@ def test_a_chop_against_brute_force(name):
     frames = {"cogvideox": 41}.get(name, 17)
     vae, encoder, video = case(name, frames, trainable=True)
     tensors = [video, *encoder.parameters()]
-    exact = truncated(vae, video, Exact())
+    exact = truncated(vae, video, Exact(offload=False))
     assert_same(gradients(encoder.own_encode(video), tensors, materialize_grads=True), exact)
     for strategy in TRUNCATED:
         expected = truncated(vae, video, strategy)
@@ -223,7 +223,9 @@ def test_a_chop_against_brute_force(name):
 
 
 @pytest.mark.parametrize("history", [True, False])
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(pieces=True), Chop(1), Chop(1, block=2)], ids=str)
+@pytest.mark.parametrize(
+    "strategy", [Full(), Exact(offload=False), Exact(pieces=True), Chop(1), Chop(1, block=2)], ids=str
+)
 @pytest.mark.parametrize("name", ["wan2.2", "cogvideox"])
 def test_some_groups_against_brute_force(name, strategy, history):
     vae, encoder, video = case(name, fitting(name)[-1], trainable=True)
@@ -266,7 +268,7 @@ def test_memory_of_full_grows_with_the_number_of_frames(name):
             any_loss(chopgrad.encode(encoder, video, strategy)).backward()
         return memory.peak_bytes
 
-    full, exact = peak(8, Full()), peak(8, Exact())
+    full, exact = peak(8, Full()), peak(8, Exact(offload=False))
     assert full > 1.7 * peak(4, Full())
     assert exact < 0.8 * full
     assert peak(8, Exact(every=3)) < exact
@@ -294,7 +296,7 @@ def test_device_memory_with_offload_does_not_depend_on_the_number_of_frames(name
     assert peaks(8, pieces=True, every=3)[1] < 0.9 * long[1]
 
 
-@pytest.mark.parametrize("strategy", [Exact(), Exact(offload=True, pieces=True), Chop(1), Full()], ids=str)
+@pytest.mark.parametrize("strategy", [Exact(offload=False), Exact(offload=True, pieces=True), Chop(1), Full()], ids=str)
 def test_what_waits_is_freed(strategy):
     _, encoder, video = case()
     gc.disable()
@@ -348,7 +350,7 @@ def failing(*how):
 # An ordinary node
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(offload=True, pieces=True), Chop(1)], ids=str)
+@pytest.mark.parametrize("strategy", [Full(), Exact(offload=False), Exact(offload=True, pieces=True), Chop(1)], ids=str)
 def test_backward_twice_with_retain_graph_and_not_without(strategy):
     _, encoder, video = case(trainable=True)
     tensors = [video, encoder.vae.encoder.conv_in.weight]
@@ -384,7 +386,9 @@ def test_a_whole_vae_is_trained(of_latents):
     assert_same(torch.autograd.grad(step(), tensors), plain, 1e-11)
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(pieces=True), Chop(4, recompute=True)], ids=str)
+@pytest.mark.parametrize(
+    "strategy", [Full(), Exact(offload=False), Exact(pieces=True), Chop(4, recompute=True)], ids=str
+)
 @pytest.mark.parametrize("name", VAES)
 def test_in_bfloat16_the_error_is_stocks(name, strategy):
     def gradient(dtype, own):
@@ -399,7 +403,7 @@ def test_in_bfloat16_the_error_is_stocks(name, strategy):
     assert 0 < relative_error(gradient(torch.bfloat16, own=False), exact) < 2 * stock
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(pieces=True), Chop(4)], ids=str)
+@pytest.mark.parametrize("strategy", [Full(), Exact(offload=False), Exact(pieces=True), Chop(4)], ids=str)
 def test_under_autocast(strategy):
     _, encoder, video = case(dtype=torch.float32, trainable=True)
     tensors = [video, *encoder.parameters()]
@@ -488,7 +492,7 @@ def test_dropout_is_refused_where_steps_run_twice():
     vae.train()
     vae.encoder.mid_block.resnets[0].dropout.p = 0.5
     with pytest.raises(ValueError, match=r"active dropout would differ between them: call vae.eval\(\)"):
-        chopgrad.encode(encoder, video, Exact())
+        chopgrad.encode(encoder, video, Exact(offload=False))
     chopgrad.encode(encoder, video, Full())
 
 

@@ -16,7 +16,7 @@ from tests.models import VAES, build
 
 FRAMES = {"cogvideox": 65}
 """Long enough that the planner extrapolates; of the others 29."""
-ON_DEVICE = [Full(), Exact(), Exact(pieces=True), Chop(1), Chop(1, block=2, recompute=True)]
+ON_DEVICE = [Full(), Exact(offload=False), Exact(pieces=True), Chop(1), Chop(1, block=2, recompute=True)]
 
 
 @pytest.fixture(scope="module")

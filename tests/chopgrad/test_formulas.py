@@ -39,7 +39,7 @@ def compare(swept, estimated, host_tolerance=0.05):
         assert found.moment.endswith("backward") or found.moment == "the loss"
 
 
-IN_SHORT = [Full(), Exact(), Exact(offload=True, pieces=True), Chop(1), Chop(1, block=4, recompute=True)]
+IN_SHORT = [Full(), Exact(offload=False), Exact(offload=True, pieces=True), Chop(1), Chop(1, block=4, recompute=True)]
 SETTINGS = [
     ("wan2.1", 9, "mse", "streamed", False),
     ("cogvideox", 9, "mse", "whole", True),
@@ -80,7 +80,7 @@ def test_formulas_say_what_sweeps_say_of_published_decoders(name, frames, size, 
 
 
 def test_formulas_of_encoders(folders):
-    strategies = [Exact(offload=True, pieces=True), Exact(), Chop(1, block=4, recompute=True)]
+    strategies = [Exact(offload=True, pieces=True), Exact(offload=False), Chop(1, block=4, recompute=True)]
     video, settings = (str(folders / "wan2.1"), 33, 64, 64), {"gradient": "both", "dtype": torch.float32}
     swept = plan_encoder(*video, strategies=strategies, **settings)
     compare(swept, encoder_estimator(*video, **settings).of(strategies, "best"))
@@ -148,7 +148,7 @@ def test_the_ledger_counts_flops_and_traffic():
 OFFLOAD = {"offload": True, "pieces": True}
 ON_H200 = [
     ("wan2.1", 4, (60, 104), {
-        (Chop(2), None): 1.87, (Chop(1), None): 1.52, (Exact(), None): 1.24, (Exact(offload=True), None): 1.49,
+        (Chop(2), None): 1.87, (Chop(1), None): 1.52, (Exact(offload=False), None): 1.24, (Exact(offload=True), None): 1.49,
         (Chop(0), None): 0.97, (Chop(1), "residual"): 1.99, (Exact(**OFFLOAD), None): 1.67,
         (Exact(**OFFLOAD), "frame"): 1.86}),
     ("wan2.2", 4, (44, 80), {
@@ -190,14 +190,14 @@ def ratio_of(case):
 
 ON_CPU = [
     ("cogvideox-33f-40x40", 9, 5, [
-        ("exact", Exact(), None), ("exact_pieces", Exact(pieces=True), None),
+        ("exact", Exact(offload=False), None), ("exact_pieces", Exact(pieces=True), None),
         ("exact_pieces_checkpoint_frame", Exact(pieces=True), "frame"),
         ("full_checkpoint_residual", Full(), "residual"),
         ("chop_0", Chop(0), None), ("chop_1", Chop(1), None), ("chop_2", Chop(2), None), ("chop_4", Chop(4), None),
         ("chop_1_block_4", Chop(1, block=4), None), ("chop_1_checkpoint_residual", Chop(1), "residual"),
         ("chop_1_block_8_recompute", Chop(1, block=8, recompute=True), None)]),
     ("wan2.1-33f-40x40", 9, 5, [
-        ("exact", Exact(), None), ("exact_pieces", Exact(pieces=True), None),
+        ("exact", Exact(offload=False), None), ("exact_pieces", Exact(pieces=True), None),
         ("exact_pieces_checkpoint_frame", Exact(pieces=True), "frame"),
         ("full_checkpoint_residual", Full(), "residual"),
         ("chop_0", Chop(0), None), ("chop_1_block_4", Chop(1, block=4), None),
@@ -225,4 +225,4 @@ def test_a_card_with_a_slow_way_to_the_host_takes_longer():
     fast, slow = H200, Card(H200.flops_per_second, H200.bytes_per_second, 2e9)
     for strategy in (Exact(offload=True), Exact(offload=True, pieces=True)):
         assert relative_seconds(strategy, found, slow) > 1.5 * relative_seconds(strategy, found, fast)
-    assert relative_seconds(Exact(), found, slow) == relative_seconds(Exact(), found, fast)
+    assert relative_seconds(Exact(offload=False), found, slow) == relative_seconds(Exact(offload=False), found, fast)

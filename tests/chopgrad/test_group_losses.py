@@ -15,13 +15,13 @@ from tests.models import build, latents_for
 
 EXACT = [
     Full(),
-    Exact(),
+    Exact(offload=False),
     Exact(every=2),
     Exact(offload=True, pieces=True),
     Chop(9),
     Chop(9, recompute=True),
     Chop(9, recompute=True, pieces=True),
-    Sampled(99, Exact()),
+    Sampled(99, Exact(offload=False)),
 ]
 TOLERANCE = 1e-12
 
@@ -380,7 +380,7 @@ def test_a_loss_without_gradient_gives_a_value_without_one(setting):
     assert not frame_loss(decoder, leaf, target, lambda x, y: F.mse_loss(x.detach(), y)).requires_grad
 
 
-@pytest.mark.parametrize("strategy", [Full(), Exact(), Exact(offload=True, pieces=True), Chop(9)], ids=str)
+@pytest.mark.parametrize("strategy", [Full(), Exact(offload=False), Exact(offload=True, pieces=True), Chop(9)], ids=str)
 def test_hooks_of_a_parameter_run_once_on_its_whole_gradient(setting, strategy):
     """Of the decoder and of a discriminator, in both forms."""
     _, _, z, target = setting
@@ -437,7 +437,7 @@ def test_frames_that_a_loss_keeps(setting, strategy):
     assert frame_loss(decoder, leaf, target, lambda x, y: loss_fn(x, y, detach=True), strategy).isfinite()
 
 
-@pytest.mark.parametrize("strategy", [Exact(), Chop(9)], ids=str)
+@pytest.mark.parametrize("strategy", [Exact(offload=False), Chop(9)], ids=str)
 def test_a_term_that_was_computed_before_of_the_same_weights(setting, strategy):
     """A relativistic discriminator: its output for real frames is used in the loss of every group."""
     vae, decoder, z, target = setting

@@ -85,7 +85,7 @@ def gradients(loss, z, parameters):
 
 
 STRATEGIES = [
-    *(Full(), Exact(), Exact(every=2), Exact(pieces=True)),
+    *(Full(), Exact(offload=False), Exact(every=2), Exact(pieces=True)),
     *(Chop(9), Chop(9, block=2), Chop(9, block=2, recompute=True, pieces=True)),
 ]
 

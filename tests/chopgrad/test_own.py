@@ -14,7 +14,7 @@ from chopgrad import Chop, Exact, Full, decoder_for, frame_loss
 from tests.brute_force import relative_error
 from tests.models import VAES, build, latents_for
 
-STRATEGIES = [Full(), Exact(), Exact(offload=True, pieces=True)]
+STRATEGIES = [Full(), Exact(offload=False), Exact(offload=True, pieces=True)]
 
 
 def offloaded_in_groups(vae, *settings):
@@ -207,7 +207,7 @@ def test_spectral_norm_in_training_mode_is_refused_where_steps_repeat():
     expected = torch.autograd.grad(other.decode(z).sample.square().mean(), z)[0]
     for call in (
         lambda: chopgrad.decode(decoder, z),
-        lambda: frame_loss(decoder, z, None, lambda x, _: x.mean(), Exact()),
+        lambda: frame_loss(decoder, z, None, lambda x, _: x.mean(), Exact(offload=False)),
     ):
         with pytest.raises(RuntimeError, match=r"buffer 'decoder\.conv_in.*call vae\.eval\(\)"):
             call()
@@ -303,7 +303,9 @@ def test_what_the_trial_makes_the_vae_leave_is_taken_off(monkeypatch):
     assert torch.equal(vae.listed[1], torch.ones(1))
 
 
-@pytest.mark.parametrize("strategy", [Exact(), Exact(offload=True, pieces=True), Chop(9, recompute=True)], ids=str)
+@pytest.mark.parametrize(
+    "strategy", [Exact(offload=False), Exact(offload=True, pieces=True), Chop(9, recompute=True)], ids=str
+)
 def test_random_numbers_of_a_hook_are_refused_where_steps_repeat(strategy):
     vae = build("wan2.1")
     decoder, z = decoder_for(vae), latents_for(vae, 3).requires_grad_()
@@ -323,16 +325,19 @@ def test_random_numbers_of_a_hook_are_refused_where_steps_repeat(strategy):
 def test_settings_that_change_before_the_backward_pass_are_refused():
     vae = build("wan2.1")
     decoder, z = decoder_for(vae), 9 * latents_for(vae, 3).requires_grad_()
-    frames = chopgrad.decode(decoder, z, Exact())
+    frames = chopgrad.decode(decoder, z, Exact(offload=False))
     vae.enable_tiling()
     with pytest.raises(RuntimeError, match=r"vae.use_tiling was changed before the backward pass"):
         frames.mean().backward()
     vae.disable_tiling()
     expected = torch.autograd.grad(chopgrad.decode(decoder, z, Full()).sum(), z)[0]
-    frames = chopgrad.decode(decoder, z, Exact())
+    frames = chopgrad.decode(decoder, z, Exact(offload=False))
     decoder.clamp = False  # for later calls
     assert relative_error(torch.autograd.grad(frames.sum(), z)[0], expected) < 1e-12
-    assert relative_error(torch.autograd.grad(chopgrad.decode(decoder, z, Exact()).sum(), z)[0], expected) > 0.01
+    assert (
+        relative_error(torch.autograd.grad(chopgrad.decode(decoder, z, Exact(offload=False)).sum(), z)[0], expected)
+        > 0.01
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -15,7 +15,7 @@ from tests.brute_force import PairwiseAdjoint, relative_error
 from tests.models import VAES, build, latents_for
 
 TOLERANCE = 1e-12
-STRATEGIES = [Exact(offload=True, pieces=True), Exact(), Full(), Chop(9)]
+STRATEGIES = [Exact(offload=True, pieces=True), Exact(offload=False), Full(), Chop(9)]
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def test_settings_are_those_of_decoder_for():
         assert vae.decode(z).sample.abs().max() > 1
 
 
-@pytest.mark.parametrize("strategy", [Exact(offload=True, pieces=True), Exact(), Full()], ids=str)
+@pytest.mark.parametrize("strategy", [Exact(offload=True, pieces=True), Exact(offload=False), Full()], ids=str)
 def test_a_copy_decodes_with_its_own_weights(strategy):
     vae = build("wan2.1")
     z = latents_for(vae, 3).requires_grad_()
@@ -196,7 +196,7 @@ def test_forward_of_the_vae_is_differentiable_too():
         return out, torch.autograd.grad(clip_loss(out), frames)[0]
 
     expected, slope = run()
-    with chopgrad.patch(vae, Exact()):
+    with chopgrad.patch(vae, Exact(offload=False)):
         out, got = run()
     torch.testing.assert_close(out, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert relative_error(got, slope) < TOLERANCE

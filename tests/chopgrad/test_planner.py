@@ -20,7 +20,14 @@ from chopgrad.planner.loss_shapes import loss_shapes
 from tests.linear_decoder import LinearDecoder
 from tests.models import VAES, build
 
-ON_DEVICE = [Full(), Exact(), Exact(pieces=True), Chop(2), Chop(1, block=2), Chop(1, block=2, recompute=True)]
+ON_DEVICE = [
+    Full(),
+    Exact(offload=False),
+    Exact(pieces=True),
+    Chop(2),
+    Chop(1, block=2),
+    Chop(1, block=2, recompute=True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +168,7 @@ def test_a_few_groups_tell_what_all_groups_take(folders, name, count, loss, fram
 def test_offloading_moves_states_to_the_host(folders, name):
     frames = chopgrad.decoder_for(build(name)).frame_count(24)
     size = {"wan2.1": 4, "cogvideox": 8}[name]
-    strategies = [Exact(), Exact(offload=True), Exact(offload=True, every=4)]
+    strategies = [Exact(offload=False), Exact(offload=True), Exact(offload=True, every=4)]
     kept, offloaded, rebuilt = plan(str(folders / name), frames, size, size, dtype=torch.float32, strategies=strategies)
     assert offloaded.device_bytes < kept.device_bytes
     assert offloaded.host_bytes > 0.5 * (kept.device_bytes - offloaded.device_bytes)
@@ -189,7 +196,7 @@ def test_offloading_moves_graphs_to_the_host(folders, name):
 @pytest.mark.parametrize("frames_loss", FORMS)
 @pytest.mark.parametrize(
     "strategy",
-    [Full(), Exact(), Exact(every=5), Chop(0), Chop(2), Chop(2, 4), Chop(1, 4, recompute=True)]
+    [Full(), Exact(offload=False), Exact(every=5), Chop(0), Chop(2), Chop(2, 4), Chop(1, 4, recompute=True)]
     + [Exact(pieces=True), Exact(pieces=True, every=5)]
     + [Chop(d, w, recompute=True, pieces=True) for d in (0, 1, 3) for w in (1, 4)],
     ids=str,

@@ -21,7 +21,9 @@ def gradient(name, dtype, differentiate):
 
 
 @pytest.mark.parametrize(
-    "strategy", [Full(), Exact(), Exact(pieces=True), Chop(5), Chop(5, recompute=True), Chop(2, block=3)], ids=str
+    "strategy",
+    [Full(), Exact(offload=False), Exact(pieces=True), Chop(5), Chop(5, recompute=True), Chop(2, block=3)],
+    ids=str,
 )
 @pytest.mark.parametrize("name", VAES)
 def test_exact_strategies_in_bfloat16(name, strategy):

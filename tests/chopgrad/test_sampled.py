@@ -19,7 +19,7 @@ INNER = [
     Chop(1),
     Chop(2, block=2),
     Chop(1, block=3, recompute=True),
-    Exact(),
+    Exact(offload=False),
     Exact(every=2, pieces=True),
 ]
 

@@ -123,7 +123,7 @@ ARMS: Mapping[str, Arm] = {
     "chop-2": Strategic(Chop(2)),
     "chop-4": Strategic(Chop(4)),
     "block-4": Strategic(Chop(1, block=4)),
-    "exact": Strategic(Exact()),
+    "exact": Strategic(Exact(offload=False)),
     "full": Strategic(Full()),
     "exact-offload": Strategic(Exact(offload=True, pieces=True)),
 }

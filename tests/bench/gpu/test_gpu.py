@@ -62,12 +62,12 @@ def test_float32_is_the_measure_of_an_exact_gradient(tmp_path):
 
 def test_the_first_method_stays_what_the_others_are_compared_with(tmp_path):
     s = session(tmp_path)
-    compare.the_row(s, short(Full(), Chop(0), Exact(), Chop(2), rounds=1))
+    compare.the_row(s, short(Full(), Chop(0), Exact(offload=False), Chop(2), rounds=1))
     found = {r.settings["strategy"]: r.metrics for r in read_records(s.folder)}
     assert {name: m["reference"] for name, m in found.items()} == {
-        "Full()": None, "Chop(0)": "Full()", "Exact()": "Full()", "Chop(2)": "Full()",
+        "Full()": None, "Chop(0)": "Full()", "Exact(offload=False)": "Full()", "Chop(2)": "Full()",
     }  # fmt: skip
-    assert found["Exact()"]["difference_from_reference"] < 1e-5  # and not from Chop(0)
+    assert found["Exact(offload=False)"]["difference_from_reference"] < 1e-5  # and not from Chop(0)
 
 
 def test_weights_come_back_from_float32_as_they_were(tmp_path):
@@ -97,14 +97,14 @@ def test_running_out_of_memory_is_a_result_and_another_error_is_told(tmp_path, m
 
     monkeypatch.setattr(Video, "run", fails)
     s = session(tmp_path)
-    compare.the_row(s, short(Full(), Exact(), Chop(0), Chop(1), rounds=0))
+    compare.the_row(s, short(Full(), Exact(offload=False), Chop(0), Chop(1), rounds=0))
     found = {r.settings["strategy"]: r.metrics for r in read_records(s.folder)}
     assert found["Full()"]["out_of_memory"]
     assert sorted(found) == ["Chop(0)", "Chop(1)", "Full()"]
     assert found["Chop(1)"]["reference"] == "Chop(0)"  # the first that ran
     log = (s.folder / "log.txt").read_text()
     assert "Full(): out of memory" in log
-    assert "Exact(): failed: RuntimeError: unsupported\n" in log
+    assert "Exact(offload=False): failed: RuntimeError: unsupported\n" in log
 
 
 def test_a_card_too_small_for_float32_still_measures_the_row(tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_clock_learns_what_each_method_takes():
     # One slow method says nothing of the others.
     clock.learn("v", 2.0, Chop(1, offload=True), 100.0)
     assert clock.estimate("v", 4.0, 3, Chop(1)) < 20
-    pinned = clock.estimate("v", 4.0, 3, Exact(offload=True)) - clock.estimate("v", 4.0, 3, Exact())
+    pinned = clock.estimate("v", 4.0, 3, Exact(offload=True)) - clock.estimate("v", 4.0, 3, Exact(offload=False))
     assert pinned == pytest.approx(Clock.HOST_GIB * 4 / 2)
     assert 99 < clock.left <= 100
 
@@ -278,9 +278,9 @@ def test_peaks_are_read_from_the_allocator_and_pinned_bytes_are_counted(monkeypa
 
 def test_the_chosen_every_is_in_the_record(tmp_path):
     s = session(tmp_path)
-    compare.the_row(s, short(Exact(), Exact(every=2), rounds=0))
+    compare.the_row(s, short(Exact(offload=False), Exact(every=2), rounds=0))
     found = {r.settings["strategy"]: r.metrics.get("every") for r in read_records(s.folder)}
-    assert found == {"Exact()": 1, "Exact(every=2)": None}  # where nothing is chosen, nothing is told
+    assert found == {"Exact(offload=False)": 1, "Exact(every=2)": None}  # where nothing is chosen, nothing is told
 
 
 def test_a_gradient_that_is_not_finite_is_no_result():

@@ -11,7 +11,7 @@ from chopgrad import Chop, Exact, Full
 from suite.records import provenance, write_record
 
 MADE_BY = provenance() | {"dirty": False}
-METHODS = (Full(), Exact(), Exact(offload=True), Chop(0), Chop(1), IsolatedLatents())
+METHODS = (Full(), Exact(offload=False), Exact(offload=True), Chop(0), Chop(1), IsolatedLatents())
 MIB = 2**20
 
 
@@ -60,24 +60,28 @@ def test_points_tell_measurements_from_predictions(measured):
     found = {p.method: p for p in points(Results(folder, cases), cases[-1].video)}
     assert set(found) == set(METHODS) - {Chop(0)}  # without a time there is no point
     assert not found[Exact(offload=True)].measured
-    assert found[Exact(offload=True)].time == found[Exact()].time  # the same work without transfers
+    assert found[Exact(offload=True)].time == found[Exact(offload=False)].time  # the same work without transfers
     assert all(p.measured for m, p in found.items() if m != Exact(offload=True))
     assert found[Chop(1)].error == 0.4
-    assert found[Exact()].error is None
+    assert found[Exact(offload=False)].error is None
 
 
 def test_where_full_does_not_fit_times_are_ratios_to_what_does(tmp_path):
-    cases = [Case("wan2.1", 17, 40, 40, m) for m in (Full(), Exact(), Chop(1))]
+    cases = [Case("wan2.1", 17, 40, 40, m) for m in (Full(), Exact(offload=False), Chop(1))]
     for k, case in enumerate(cases):
         memory = {"out_of_memory": case == cases[0], "peak_bytes": k, "weights_bytes": 0, "latents_bytes": 0}
         write_record(tmp_path / "memory" / f"{case.name}.json", case.settings(), memory, MADE_BY)
-        ratio = {"ratio_to_reference": [1 + k / 10, 1.0, 2.0], "reference": "Exact()", "seconds_median": 1.0}
+        ratio = {
+            "ratio_to_reference": [1 + k / 10, 1.0, 2.0],
+            "reference": "Exact(offload=False)",
+            "seconds_median": 1.0,
+        }
         time = {"out_of_memory": True} if case == cases[0] else {"out_of_memory": False} | ratio
         write_record(tmp_path / "time" / f"{case.name}.json", case.settings(), time, MADE_BY)
     results = Results(tmp_path, cases)
-    assert results.reference(cases[0]) == "Exact()"
+    assert results.reference(cases[0]) == "Exact(offload=False)"
     assert results.time(cases[2]) is None
-    assert {p.method: p.time for p in points(results, cases[0])} == {Exact(): 1.1, Chop(1): 1.2}
+    assert {p.method: p.time for p in points(results, cases[0])} == {Exact(offload=False): 1.1, Chop(1): 1.2}
 
 
 @pytest.mark.parametrize("draw", [frontier, curves])

@@ -66,7 +66,7 @@ def test_every_measurement_stands_beside_its_prediction(measured):
 
 
 def test_embedded_decoders_have_neither(tmp_path):
-    case = Case("wan2.1", 9, 16, 16, Exact())
+    case = Case("wan2.1", 9, 16, 16, Exact(offload=False))
     memory(tmp_path, case, 1)
     prediction(tmp_path, case, 1)
     assert glance(Results(tmp_path, [case])) == accuracy(Results(tmp_path, [case])) == []

@@ -145,7 +145,7 @@ def test_arms_reach_decoder_parameters_that_train():
 def test_every_arm_has_a_meaning_and_unknown_ones_are_refused():
     assert set(ARMS) == set(MEANING)
     assert isinstance(arm_by_name("exact"), Strategic)
-    assert arm_by_name("exact") == Strategic(Exact())
+    assert arm_by_name("exact") == Strategic(Exact(offload=False))
     assert arm_by_name("full") == Strategic(Full())
     with pytest.raises(ValueError, match="Unknown arm or gradient 'chop': pass one of latent"):
         arm_by_name("chop")
