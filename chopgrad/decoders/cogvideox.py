@@ -10,6 +10,8 @@ from torch import Tensor
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, State, check_latent_frames
 from chopgrad.decoders.latents import ScaledLatents
 from chopgrad.pieces.cogvideox import residual
+from chopgrad.pieces.group_norm import frames_per_latent, normed_silu, takes
+from chopgrad.pieces.plain import is_plain
 
 
 class CogVideoXDecoder(ScaledLatents, CausalDecoder):
@@ -61,6 +63,12 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
         return (x, z), cached
 
     def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor) -> Tensor:
+        odd = x.shape[2] > 1 and x.shape[2] % 2 == 1
+        frames = frames_per_latent(x.shape[2], z.shape[2], first_alone=odd)
+        parts = ("CogVideoXSpatialNorm3D", norm), ("SiLU", activation), *_convolutions(norm)
+        if all(is_plain(part, (name,)) for name, part in parts) and takes(norm.norm_layer, x, z, frames):
+            assert frames is not None
+            return normed_silu(norm.norm_layer, x, norm.conv_y(z)[0], norm.conv_b(z)[0], frames)
         # The norm's second result is a cache of its 1x1x1 convolutions, which need none.
         return self.recomputed(lambda x, z: activation(norm(x, z)[0]), x, z)
 
@@ -69,6 +77,13 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
         x, z = features
         x, cached = decoder.conv_out(self._activate(decoder.norm_out, decoder.conv_act, x, z), conv_cache=cached)
         return (x,), cached  # upstream does not clamp
+
+
+def _convolutions(norm: Any) -> list[tuple[str, Any]]:
+    """Of a norm's scale and shift."""
+    both = [getattr(norm, name, None) for name in ("conv_y", "conv_b")]
+    inside = [("CogVideoXSafeConv3d", getattr(x, "conv", None)) for x in both]
+    return [*[("CogVideoXCausalConv3d", x) for x in both], *inside]
 
 
 def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:

@@ -82,7 +82,7 @@ class _NormedSiLU(torch.autograd.Function):
             if again:
                 found = torch.autograd.grad(F.silu(ctx.norm(x)), sources, adjoint, create_graph=True)
             else:
-                found = _gradients(ctx.norm, x, adjoint, [s for s in sources if s is not x])
+                found = tuple(_gradients(ctx.norm, x, adjoint, [s for s in sources if s is not x]))
         given = iter(found)
         return None, *(next(given) if needed else None for needed in ctx.needs_input_grad[1:])
 
