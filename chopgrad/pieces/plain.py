@@ -22,7 +22,7 @@ def is_plain(module: Any, names: Collection[str]) -> bool:
     cls = type(module)
     if cls.__name__ not in names or "forward" in vars(module) or getattr(module, "_compiled_call_impl", None):
         return False
-    if any(getattr(module, kind, None) for kind in _HOOKS) or hooks_of_all._has_any_global_hook():
+    if any(getattr(module, kind, None) or getattr(hooks_of_all, f"_global{kind}", None) for kind in _HOOKS):
         return False
     # A forward that somebody put on the class has another name, or comes from elsewhere.
     definer = next(c for c in cls.__mro__ if "forward" in vars(c))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from chopgrad.autocast import Autocast
 from chopgrad.graph import without_hooks
@@ -20,17 +21,14 @@ SMALLEST = 2**18
 """Numbers in a part at least; smaller ones cost more calls than they save memory."""
 
 
-Norm = Callable[[Tensor], Tensor]
-
-
-def normed_silu(norm: Norm, x: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+def normed_silu(norm: nn.Module, x: Tensor) -> Tensor:
     """``silu(norm(x))``, in the backward pass run again; in memory for x, the result, and what one part needs.
 
     Args:
-        norm: of [batch, channels, frames, h, w], with a result of the same shape and dtype. It treats rows alone, so
-            that parts of x give parts of the result.
-        parameters: those that it uses.
+        norm: of [batch, channels, frames, h, w], with a result of the same shape. It treats rows alone, so that parts
+            of x give parts of the result, and has no hooks.
     """
+    parameters = list(norm.parameters())
     if not is_ordinary(x, *parameters):
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
@@ -50,7 +48,7 @@ def parts(x: Tensor) -> Iterator[tuple[slice, ...]]:
                 return
 
 
-def _forward(norm: Norm, x: Tensor) -> Tensor:
+def _forward(norm: nn.Module, x: Tensor) -> Tensor:
     y = None
     for part in parts(x):
         of_part = norm(_alone(x, part))
@@ -68,7 +66,7 @@ def _alone(x: Tensor, part: tuple[slice, ...]) -> Tensor:
 
 class _NormedSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, norm: Norm, x: Tensor, *parameters: nn.Parameter) -> Tensor:
+    def forward(ctx: Any, norm: nn.Module, x: Tensor, *parameters: nn.Parameter) -> Tensor:
         ctx.norm, ctx.autocast = norm, Autocast.now(x.device.type)
         ctx.save_for_backward(x, *parameters)
         return _forward(norm, x)
@@ -82,17 +80,25 @@ class _NormedSiLU(torch.autograd.Function):
             if again:
                 found = torch.autograd.grad(F.silu(ctx.norm(x)), sources, adjoint, create_graph=True)
             else:
-                found = tuple(_gradients(ctx.norm, x, adjoint, [s for s in sources if s is not x]))
+                found = tuple(_gradients(ctx.norm, x, adjoint, ctx.needs_input_grad[1:]))
         given = iter(found)
         return None, *(next(given) if needed else None for needed in ctx.needs_input_grad[1:])
 
 
-def _gradients(norm: Norm, x: Tensor, adjoint: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+def _gradients(norm: nn.Module, x: Tensor, adjoint: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+    """Of x and of parameters, as far as they are needed."""
     of_x = torch.empty_like(x)
-    sums: list[Any] = [0.0] * len(parameters)
+    named = dict(norm.named_parameters())
+    trained = [name for name, needs in zip(named, needed[1:], strict=True) if needs]
+    # What all parts add to is not rounded before it is summed.
+    exact = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named.items()}
+    leaves = [exact[name].requires_grad_() for name in trained]
+    sums = [torch.zeros_like(leaf) for leaf in leaves]
     for part in parts(x):
         leaf = _alone(x.detach(), part).requires_grad_()
-        of_x[part], *more = torch.autograd.grad(F.silu(norm(leaf)), [leaf, *parameters], adjoint[part])
-        # Each is rounded to the parameter's precision; their sum is not, until the end.
-        sums = [a + b.to(torch.promote_types(b.dtype, torch.float32)) for a, b in zip(sums, more, strict=True)]
-    return [of_x, *(a.to(p.dtype) for a, p in zip(sums, parameters, strict=True))]
+        y = F.silu(functional_call(norm, exact, leaf) if trained else norm(leaf))
+        of_part, *more = torch.autograd.grad(y, [leaf, *leaves], adjoint[part].to(y.dtype))
+        of_x[part] = of_part
+        for a, b in zip(sums, more, strict=True):
+            a += b
+    return [*([of_x] if needed[0] else []), *(a.to(named[n].dtype) for a, n in zip(sums, trained, strict=True))]

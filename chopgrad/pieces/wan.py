@@ -6,15 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from chopgrad.pieces.plain import is_ordinary, is_plain
+from chopgrad.pieces.plain import is_plain
 from chopgrad.pieces.positions import normed_silu
 from chopgrad.recurrence import Features, Piece, Recurrence
 
 CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks back at two
-CONVOLUTIONS = ("WanCausalConv3d", "QwenImageCausalConv3d", "CausalConv3d")
 NORMS = ("WanRMS_norm", "QwenImageRMS_norm", "RMS_norm")
 """Classes of diffusers, and of the original repositories and their forks."""
 
@@ -26,27 +24,7 @@ def convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor
         kept = torch.cat([cached[:, :, -1:], kept], dim=2)
     elif kept.shape[2] < x.shape[2]:
         kept = kept.clone()  # so that the rest of x is not kept alive
-    if not is_plain(convolution, CONVOLUTIONS) or not is_ordinary(x):
-        return convolution(x, cached), kept
-    return _convolved(convolution, x, cached), kept
-
-
-def _convolved(convolution: Any, x: Tensor, cached: Tensor | None) -> Tensor:
-    """The same as the module, which first copies x with its cache and then both with zeros around them; and backwards.
-
-    Here zeros in height and width are the operator's own, and one copy is made.
-    """
-    width, _, height, _, before, _ = convolution._padding
-    if before:
-        parts = [x] if cached is None else [cached.to(x.device), x]
-        missing = before if cached is None else before - cached.shape[2]
-        if missing > 0:
-            parts.insert(0, x.new_zeros(()).expand(*x.shape[:2], missing, *x.shape[3:]))
-        x = torch.cat(parts, dim=2)[:, :, max(0, -missing) :]
-    padding = 0, height, width
-    return F.conv3d(
-        x, convolution.weight, convolution.bias, convolution.stride, padding, convolution.dilation, convolution.groups
-    )
+    return convolution(x, cached), kept
 
 
 def activate(model: Recurrence, norm: Any, activation: Any, x: Tensor) -> Tensor:
@@ -56,7 +34,7 @@ def activate(model: Recurrence, norm: Any, activation: Any, x: Tensor) -> Tensor
     """
     # The norm is over channels, in float32 where x is of lower precision: its copies are a piece's largest part.
     if is_plain(norm, NORMS) and norm.channel_first and is_plain(activation, ("SiLU",)):
-        return normed_silu(norm, x, list(norm.parameters()))
+        return normed_silu(norm, x)
     return model.per_frame(lambda x: activation(norm(x)), x)
 
 

