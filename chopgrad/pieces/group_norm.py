@@ -117,24 +117,36 @@ class _NormedSiLU(torch.autograd.Function):
         frames: Sequence[int],
     ) -> Tensor:  # fmt: skip
         batch, channels = x.shape[:2]
-        y, mean, deviation = torch.native_group_norm(
+        y, mean, inverse = torch.native_group_norm(
             x.contiguous(), weight, bias, batch, channels, x.numel() // (batch * channels), groups, eps
         )
         for part in _parts(x, scale, frames):
             block = _blocked(y[part.of_x], part.across)
             block.mul_(_of_latents(scale[part.of_z])).add_(_of_latents(shift[part.of_z]))
-        ctx.save_for_backward(x, scale, shift, weight, bias, mean, deviation)
+        if mean.dtype not in (torch.float32, torch.float64):
+            mean, inverse = _statistics(x, groups, eps)
+        ctx.save_for_backward(x, scale, shift, weight, bias, mean, inverse)
         ctx.groups, ctx.eps, ctx.frames = groups, eps, frames
         return F.silu(y, inplace=True)
 
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, mean, deviation = ctx.saved_tensors
+        *inputs, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will be differentiated
             found = _differentiable(inputs, adjoint, ctx)
         else:
-            found = _gradients(inputs, mean, deviation, adjoint, ctx)
+            found = _gradients(inputs, mean, inverse, adjoint, ctx)
         return *found, None, None, None
+
+
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and one over the standard deviation, [batch * groups] each, in float32.
+
+    PyTorch's norm works in float32 and hands these out in the precision of x, too coarse to work its result out again.
+    """
+    found = [torch.var_mean(part.float(), dim=(1, 2, 3, 4), correction=0) for part in x.chunk(groups, dim=1)]
+    variance, mean = (torch.stack(each, dim=1).flatten() for each in zip(*found, strict=True))
+    return mean, (variance + eps).rsqrt()
 
 
 def _differentiable(inputs: Sequence[Tensor], adjoint: Tensor, ctx: Any) -> list[Tensor | None]:
@@ -148,7 +160,7 @@ def _differentiable(inputs: Sequence[Tensor], adjoint: Tensor, ctx: Any) -> list
 
 
 def _gradients(
-    inputs: Sequence[Tensor], mean: Tensor, deviation: Tensor, adjoint: Tensor, ctx: Any
+    inputs: Sequence[Tensor], mean: Tensor, inverse: Tensor, adjoint: Tensor, ctx: Any
 ) -> list[Tensor | None]:
     """By parts: first the adjoint of the norm's result and what is summed over all, then with these sums the rest."""
     x, scale, shift, weight, bias = inputs
@@ -159,7 +171,7 @@ def _gradients(
         """[batch, channels] beside blocks of x."""
         return z.to(exact).reshape(-1, channels, 1, 1, 1, 1, 1)
 
-    per_channel = [s.reshape(batch, groups).repeat_interleave(channels // groups, dim=1) for s in (mean, deviation)]
+    per_channel = [s.reshape(batch, groups).repeat_interleave(channels // groups, dim=1) for s in (mean, inverse)]
     centre, inverse = (each(s) for s in per_channel)
     of_x = torch.empty_like(x)
     of_scale, of_shift = (torch.empty_like(z, dtype=exact) for z in (scale, shift))
