@@ -245,8 +245,8 @@ def test_peaks_of_strategies_fall(strategy, monkeypatch):
 
     peak_bytes = peak()
     monkeypatch.setattr("chopgrad.frozen._DIMENSIONS", {})
-    # What is largest in a single piece is another thing: what norms make on the way.
-    assert peak_bytes < peak() * (1.0 if isinstance(strategy, Exact) and strategy.pieces else 0.85)
+    # In a single piece something else may be largest.
+    assert peak_bytes <= peak() * (1.0 if strategy.plan().pieces else 0.85)
 
 
 def test_a_step_of_ones_own_is_lean_too():
@@ -261,3 +261,13 @@ def test_a_step_of_ones_own_is_lean_too():
 
     assert not saved(Own(0.5))
     assert kept_inputs(module, x)
+
+
+@pytest.mark.parametrize(("name", "most"), [("wan2.1", 0.45), ("wan2.2", 0.45), ("qwen", 0.45), ("cogvideox", 0.3)])
+def test_all_that_is_kept_less_together(name, most, request):
+    vae = build(name)
+    decoder = chopgrad.decoder_for(vae, checkpoint=None)
+    z = latents_for(vae, 4, size=4).requires_grad_()
+    kept = saved_bytes(decoder, z, Full())
+    request.getfixturevalue("stock_graphs")
+    assert kept < most * saved_bytes(decoder, z, Full())
