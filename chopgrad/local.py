@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from chopgrad.recurrence import Features, Piece
+if TYPE_CHECKING:
+    from chopgrad.recurrence import Features, Piece
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Local:
 
     def __call__(self, features: Features, state: Any) -> tuple[Features, Any]:
         return self.run(features, state)
+
+    def within(self, wrap: Callable[[Any], Any]) -> Self:
+        """The same with its function wrapped."""
+        return replace(self, run=wrap(self.run))
 
 
 def local(run: Piece, *modules: nn.Module, scale: int = 1) -> Piece:
@@ -71,3 +76,6 @@ class Pooled(Local):
     statistics: Callable[[Tensor], Tensor] = field(kw_only=True)
     pool: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = field(kw_only=True)
     run_with: Callable[[Features, Any, Tensor, Sequence[tuple[int, int]]], tuple[Features, Any]] = field(kw_only=True)
+
+    def within(self, wrap: Callable[[Any], Any]) -> Self:
+        return replace(self, run=wrap(self.run), run_with=wrap(self.run_with))

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from chopgrad.frozen import lean
+from chopgrad.local import Local
+
 State = Any
 """A pytree whose tensor leaves are the causal cache; other leaves (None, markers) pass through untouched."""
 
@@ -78,6 +81,11 @@ class Recurrence(ABC):
     trial_size: int = 2
     """Height and width of what the trial in ``decoder_for`` and ``encoder_for`` runs on."""
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "step" in vars(cls):  # of one piece
+            cls.step = lean(cls.step)  # type: ignore[method-assign]
+
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:
         if checkpoint not in ("auto", None, "frame", "residual", "block"):
             raise ValueError(f"checkpoint must be 'auto', 'frame', 'residual', 'block' or None, got {checkpoint!r}.")
@@ -123,8 +131,11 @@ class Recurrence(ABC):
         return type(self).blocks is not Recurrence.blocks
 
     def pieces(self) -> list[Piece]:
-        """The pieces of all blocks in order."""
-        return [piece for block in self.blocks() for unit in block for piece in unit]
+        """The pieces of all blocks in order, so that frozen convolutions keep no input (``chopgrad.frozen``)."""
+        return [piece for block in self._lean_blocks() for unit in block for piece in unit]
+
+    def _lean_blocks(self) -> Blocks:
+        return [[[lean_piece(piece) for piece in unit] for unit in block] for block in self.blocks()]
 
     def for_pieces(self) -> Self:
         """The same with what ``checkpoint="auto"`` means where pieces are walked."""
@@ -161,15 +172,15 @@ class Recurrence(ABC):
     def _segments(self) -> list[list[Piece]]:
         """The pieces that are recomputed together: those of a block, of a unit, or all where neither is asked for."""
         if self.checkpoint == "block":
-            return [[piece for unit in block for piece in unit] for block in self.blocks()]
+            return [[piece for unit in block for piece in unit] for block in self._lean_blocks()]
         if self.checkpoint == "residual":
-            return [unit for block in self.blocks() for unit in block]
+            return [unit for block in self._lean_blocks() for unit in block]
         return [self.pieces()]
 
     def recomputed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """``function(*inputs)``, run again in the backward pass with ``checkpoint="frame"``."""
         if self.checkpoint == "frame" and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False)
+            return checkpoint(lean(function), *inputs, use_reentrant=False)
         return function(*inputs)
 
     def per_frame(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -239,6 +250,11 @@ class Recurrence(ABC):
                 )
             found.append(y)
         return torch.cat(found, dim=2)
+
+
+def lean_piece(piece: Piece) -> Piece:
+    """A piece in which frozen convolutions keep no input."""
+    return piece.within(lean) if isinstance(piece, Local) else lean(piece)
 
 
 def tiling(model: Recurrence, length: int) -> Sequence[Group]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from chopgrad.autocast import Autocast
 from chopgrad.automatic import again_with_less, with_room
 from chopgrad.engine import Carry, Gradients, Kept, Sweep
 from chopgrad.graph import not_twice, unshared_weights
@@ -102,7 +103,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, source: Tensor, *parameters: Tensor) -> Tensor:
         found, kept = call.run(source, keep=True)
-        ctx.call, ctx.autocast = call, _Autocast.now(source.device.type)
+        ctx.call, ctx.autocast = call, Autocast.now(source.device.type)
         ctx.states, tensors = _Packed.of(kept.carries)
         ctx.graphs = kept.graphs  # used up by the first backward pass; a second one builds them again
         # Weights are saved for the check that they have not been changed, states so that autograd frees them.
@@ -141,26 +142,6 @@ class _Run(torch.autograd.Function):
             found = [gradients.source, *gradients.parameters]
             found = [None if g is None else g.to(x.dtype) for g, x in zip(found, sources, strict=True)]
         return None, *not_twice(found, adjoint, sources)
-
-
-@dataclass(frozen=True)
-class _Autocast:
-    """The state of autocast, to be entered again where a step is run again."""
-
-    device_type: str
-    enabled: bool
-    dtype: torch.dtype | None
-
-    @classmethod
-    def now(cls, device_type: str) -> _Autocast:
-        if device_type == "meta":
-            return cls(device_type, False, None)
-        return cls(device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
-
-    def again(self) -> Any:
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device_type, self.dtype, self.enabled)
 
 
 @dataclass(frozen=True)

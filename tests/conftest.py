@@ -51,3 +51,14 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def stock_graphs(monkeypatch):
+    """Graphs keep what PyTorch's and the VAE's own operators keep: for what is left to gain where they have to.
+
+    Trainable weights, hooks and wrappers are such cases.
+    """
+    monkeypatch.setattr("chopgrad.frozen._DIMENSIONS", {})
+    monkeypatch.setattr("chopgrad.pieces.wan.NORMS", ())
+    monkeypatch.setattr("chopgrad.decoders.cogvideox.takes", lambda *args: False)

@@ -14,8 +14,10 @@ from torch.nn.functional import interpolate
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.latents import ScaledLatents
 from chopgrad.local import Local, Pooled, local
-from chopgrad.pieces import group_norm
+from chopgrad.pieces import pooled_norm
 from chopgrad.pieces.cogvideox import residual
+from chopgrad.pieces.group_norm import frames_per_latent, normed_silu, takes
+from chopgrad.pieces.plain import is_plain
 
 
 class CogVideoXDecoder(ScaledLatents, CausalDecoder):
@@ -71,6 +73,12 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
     def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor, **strip: Any) -> Tensor:
         if strip:
             return self._activate_rows(norm, activation, x, z, **strip)
+        odd = x.shape[2] > 1 and x.shape[2] % 2 == 1
+        frames = frames_per_latent(x.shape[2], z.shape[2], first_alone=odd)
+        parts = ("CogVideoXSpatialNorm3D", norm), ("SiLU", activation), *_convolutions(norm)
+        if all(is_plain(part, (name,)) for name, part in parts) and takes(norm.norm_layer, x, z, frames):
+            assert frames is not None
+            return normed_silu(norm.norm_layer, x, norm.conv_y(z)[0], norm.conv_b(z)[0], frames)
         # The norm's second result is a cache of its 1x1x1 convolutions, which need none.
         return self.recomputed(lambda x, z: activation(norm(x, z)[0]), x, z)
 
@@ -92,7 +100,7 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
             return interpolate(y, (count, stop - start, width))
 
         def function(x: Tensor, of_all: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-            y = group_norm.normalized(norm.norm_layer, x, of_all)
+            y = pooled_norm.normalized(norm.norm_layer, x, of_all)
             return activation(y * spread(scale, x.shape[2]) + spread(shift, x.shape[2]))
 
         scale, shift = norm.conv_y(z)[0], norm.conv_b(z)[0]
@@ -116,6 +124,13 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
         return (x,), cached  # upstream does not clamp
 
 
+def _convolutions(norm: Any) -> list[tuple[str, Any]]:
+    """Of a norm's scale and shift."""
+    both = [getattr(norm, name, None) for name in ("conv_y", "conv_b")]
+    inside = [("CogVideoXSafeConv3d", getattr(x, "conv", None)) for x in both]
+    return [*[("CogVideoXCausalConv3d", x) for x in both], *inside]
+
+
 def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Features, None]:
     x, z = features
     return (upsampler(x), z), nothing
@@ -134,5 +149,5 @@ def _piece(run: Any, norm: Any, *modules: nn.Module) -> Piece:
         return run(features, cached, of_all=of_all, rows=(rows[0], rows[-1]))
 
     return Pooled(
-        run, found.radius, statistics=partial(group_norm.statistics, inside), pool=group_norm.pool, run_with=run_with
+        run, found.radius, statistics=partial(pooled_norm.statistics, inside), pool=pooled_norm.pool, run_with=run_with
     )

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.causal import with_past
+from chopgrad.pieces.group_norm import frames_per_latent, normed_silu, takes
+from chopgrad.pieces.plain import is_plain
 
 SEGMENT_FRAMES = 16  # upstream's default
 
@@ -96,6 +98,12 @@ class KVAEDecoder(CausalDecoder):
 
     def _activate(self, norm: Any, x: Tensor, z: Tensor, first: bool) -> Tensor:
         """The norm, scaled and shifted by the latents, and the activation."""
+        frames = frames_per_latent(x.shape[2], z.shape[2], first_alone=first and x.shape[2] > 1)
+        inside = getattr(norm.norm_layer, "norm_layer", None)
+        parts = ("KVAECachedGroupNorm", norm.norm_layer), *[("KVAESafeConv3d", c) for c in (norm.conv_y, norm.conv_b)]
+        if all(is_plain(part, (name,)) for name, part in parts) and takes(inside, x, z, frames):
+            assert inside is not None and frames is not None
+            return normed_silu(inside, x, norm.conv_y(z), norm.conv_b(z), frames)
 
         def function(x: Tensor, z: Tensor) -> Tensor:
             z = _spread(z, x, first)

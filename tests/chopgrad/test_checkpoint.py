@@ -51,7 +51,7 @@ def test_in_an_ordinary_graph(name, mode):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_memory_falls_with_the_size_of_what_is_recomputed(name):
+def test_memory_falls_with_the_size_of_what_is_recomputed(name, stock_graphs):
     def peak(checkpoint):
         vae = build(name)
         z = latents_for(vae, 5, size=4).requires_grad_()
@@ -70,7 +70,7 @@ def test_memory_falls_with_the_size_of_what_is_recomputed(name):
 @pytest.mark.parametrize(
     ("strategy", "meaning"), [(Exact(pieces=True), "frame"), (Exact(offload=False), None), (Full(), None)], ids=str
 )
-def test_left_out_it_goes_frame_by_frame_where_pieces_are_walked(strategy, meaning):
+def test_left_out_it_goes_frame_by_frame_where_pieces_are_walked(strategy, meaning, stock_graphs):
     vae = build("wan2.1")
     z = latents_for(vae, 4, size=4).requires_grad_()
 

@@ -543,7 +543,7 @@ def test_what_has_no_meaning_is_refused():
         chopgrad.decode(decoder, z.float())
 
 
-def test_the_default_is_exact_and_walks_pieces():
+def test_the_default_is_exact_and_walks_pieces(stock_graphs):
     vae, decoder, z = case(latent_frames=6)
     assert_same(gradients(chopgrad.decode(decoder, z), [z]), gradients(vae.decode(z).sample, [z]))
 

@@ -140,7 +140,7 @@ def test_recomputing_inside_a_group_changes_nothing(name, checkpoint):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_recomputing_takes_less_memory(name):
+def test_recomputing_takes_less_memory(name, stock_graphs):
     def peak(checkpoint):
         _, encoder, _ = case(name, checkpoint=checkpoint)
         video = video_for(encoder, fitting(name)[3], scale=4).requires_grad_()

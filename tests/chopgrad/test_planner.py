@@ -177,7 +177,7 @@ def test_offloading_moves_states_to_the_host(folders, name):
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
-def test_offloading_moves_graphs_to_the_host(folders, name):
+def test_offloading_moves_graphs_to_the_host(folders, name, stock_graphs):
     strategies = [Chop(1), Chop(3), Chop(1, offload=True), Chop(3, offload=True)]
     size = {"wan2.1": 4, "cogvideox": 8}[name]
     frames = chopgrad.decoder_for(build(name)).frame_count(16)
