@@ -131,10 +131,11 @@ class Recurrence(ABC):
         return type(self).blocks is not Recurrence.blocks
 
     def pieces(self) -> list[Piece]:
-        """The pieces of all blocks in order, so that frozen convolutions keep no input (``chopgrad.frozen``)."""
-        return [piece for block in self._lean_blocks() for unit in block for piece in unit]
+        """The pieces of all blocks in order, as they are run."""
+        return [piece for block in self.lean_blocks() for unit in block for piece in unit]
 
-    def _lean_blocks(self) -> Blocks:
+    def lean_blocks(self) -> Blocks:
+        """The blocks, in whose pieces frozen convolutions keep no input (``chopgrad.frozen``)."""
         return [[[lean_piece(piece) for piece in unit] for unit in block] for block in self.blocks()]
 
     def for_pieces(self) -> Self:
@@ -172,9 +173,9 @@ class Recurrence(ABC):
     def _segments(self) -> list[list[Piece]]:
         """The pieces that are recomputed together: those of a block, of a unit, or all where neither is asked for."""
         if self.checkpoint == "block":
-            return [[piece for unit in block for piece in unit] for block in self._lean_blocks()]
+            return [[piece for unit in block for piece in unit] for block in self.lean_blocks()]
         if self.checkpoint == "residual":
-            return [unit for block in self._lean_blocks() for unit in block]
+            return [unit for block in self.lean_blocks() for unit in block]
         return [self.pieces()]
 
     def recomputed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -201,12 +201,15 @@ class Strips:
         """Whether features are, or can be, cut in blocks."""
         return all(_is_cut(x) or (len(x.shape) == 5 and x.shape[-2] % self.bounds[-1] == 0) for x in features)
 
-    def along(self, piece: Local, cuts: Sequence[Cut], readers: Sequence[Any]) -> Iterator[_Strip]:
-        """The strips from top to bottom; while one is worked on, the next one's blocks are on their way."""
+    def count(self, piece: Local, cuts: Sequence[Cut]) -> int:
+        """How many strips a piece is walked in."""
         size = piece.scale**2 * sum(x.nbytes for x in tree_leaves(cuts))
         self._largest = max(self._largest, size)
-        blocks = len(self.bounds) - 1
-        count = ceil(blocks * size / self._largest)
+        return ceil((len(self.bounds) - 1) * size / self._largest)
+
+    def along(self, piece: Local, cuts: Sequence[Cut], readers: Sequence[Any]) -> Iterator[_Strip]:
+        """The strips from top to bottom; while one is worked on, the next one's blocks are on their way."""
+        count, blocks = self.count(piece, cuts), len(self.bounds) - 1
         ends = [blocks * j // count for j in range(count + 1)]
         strips = [_Strip(p, q, self.bounds, piece, cuts[0].scale) for p, q in pairwise(ends)]
         for strip, following in zip_longest(strips, strips[1:]):
@@ -285,7 +288,7 @@ class _Strip:
         self, readers: Sequence[_Reader], features: Features, state: Any, statistics: Sequence[Tensor]
     ) -> tuple[Features, Any]:
         """Run the piece on these rows, and of a pooled one with the statistics of all."""
-        if isinstance(self.piece, Pooled):
+        if statistics and isinstance(self.piece, Pooled):
             return self.piece.run_with(features, state, statistics[0], [self.rows(x) for x in readers])
         return self.piece.run(features, state)
 
@@ -460,7 +463,7 @@ class _Statistics:
         self.given: tuple[Tensor, ...] = ()
         self._piece: Any = piece
         self._adjoint: Tensor | None = None
-        if not isinstance(piece, Pooled):
+        if not isinstance(piece, Pooled) or strips.count(piece, cuts) == 1:
             return
         self._read = lambda: _each(strips, piece, cuts)
         with torch.no_grad():

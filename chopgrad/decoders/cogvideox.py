@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.latents import ScaledLatents
@@ -87,8 +88,8 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
     ) -> Tensor:
         """The same for some rows of x, given the statistics of all, and the rows of the latents around them.
 
-        Frame by frame with ``checkpoint="frame"``, because no frame needs another any more. Convolutions of one pixel
-        run at the latents' size, before these are spread.
+        Frame by frame, and recomputed, because no frame needs another any more. Convolutions of one pixel run at the
+        latents' size, before these are spread.
         """
         (start, stop), (first, _) = rows
         frames, width = x.shape[2], x.shape[-1]
@@ -105,15 +106,16 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
 
         scale, shift = norm.conv_y(z)[0], norm.conv_b(z)[0]
         alone = int(frames > 1 and frames % 2)  # the first frame of an odd number
-        step = 1 if self.checkpoint == "frame" else max(1, frames - alone)
-        bounds = [*range(alone, frames, step), frames]
+        bounds = range(alone, frames + 1)
         made = []
         for a, b in [(0, 1)] * alone + [*pairwise(bounds)]:
             at = slice(0, 1)
             if a >= alone and z.shape[2] > 1:
                 per_latent = (frames - alone) // (z.shape[2] - alone)
                 at = slice(alone + (a - alone) // per_latent, alone + -(-(b - alone) // per_latent))
-            made.append(self.recomputed(function, x[:, :, a:b], of_all, scale[:, :, at], shift[:, :, at]))
+            given = (x[:, :, a:b], of_all, scale[:, :, at], shift[:, :, at])
+            graded = torch.is_grad_enabled()
+            made.append(checkpoint(function, *given, use_reentrant=False) if graded else function(*given))
         return torch.cat(made, dim=2)
 
     def _head(self, features: Features, cached: Any, **strip: Any) -> tuple[Features, Any]:

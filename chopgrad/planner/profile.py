@@ -166,7 +166,7 @@ class _Tracer:
     def __init__(self, model: Recurrence, source: Tensor, groups: Sequence[Group], source_needs_grad: bool) -> None:
         self.source, self.groups, self.source_needs_grad = source, groups, source_needs_grad
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.blocks = model.blocks() if model.is_composed else []
+        self.blocks = model.lean_blocks() if model.is_composed else []
         self.pieces = [piece for block in self.blocks for unit in block for piece in unit]
         self.names = Names(model, self.blocks)
         self.ledger = Ledger()
@@ -194,9 +194,8 @@ class _Tracer:
         before: Features = ()
         for k, piece in enumerate(self.pieces):
             space = self._space(piece, features[0])
-            with self.names.watching(k):
-                swept = self._swept(piece, features, state[k], k > 0 or self.source_needs_grad)
-            with self.ledger:
+            swept = self._swept(piece, features, state[k], k > 0 or self.source_needs_grad)
+            with self.names.watching(k), self.ledger:  # by hooks, around which no module would be stood in for
                 leaving, _ = piece(features, state[k])
             made = _bytes(leaving, beside=features)
             sizes = {"entering_bytes": _bytes(features), "leaving_bytes": _bytes(leaving), "made_bytes": made}
