@@ -1,20 +1,24 @@
 """What pays inside the engine: ``python -m bench.variants``.
 
 The same strategy on the same video, with the decoder as it is and changed: recomputing inside a group
-(``decoder_for(vae, checkpoint=...)``), weights and activations in channels-last order, and, with ``--compiled``, a step
-compiled by ``torch.compile``. Each round times the plain decoder right before the variant, and the ratio is the result;
-peak memory stands beside it. Gradients are compared with those of the plain decoder before anything is timed. The
-table is made from the records and stands in docs/engine.md, where the page has a place for the device.
+(``decoder_for(vae, checkpoint=...)``), weights and activations in channels-last order, graphs that keep what PyTorch's
+own operators keep, and, with ``--compiled``, a step compiled by ``torch.compile``. Each round times the plain decoder
+right before the variant, and the ratio is the result; peak memory stands beside it. Gradients are compared with those
+of the plain decoder before anything is timed. The table is made from the records and stands in docs/engine.md, where
+the page has a place for the device.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch._functorch.config as functorch_config
@@ -22,12 +26,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import chopgrad
+import chopgrad.decoders.cogvideox
+import chopgrad.pieces.wan
 from bench.cases import FULL_SIZE, Case, label
 from bench.memory import is_out_of_memory
 from bench.subject import Subject
 from bench.test_time import seconds
-from chopgrad import CausalDecoder, Chop, Exact, Strategy
+from chopgrad import CausalDecoder, Chop, Exact, Strategy, frozen
 from chopgrad.memory import PeakMemory
+from chopgrad.recurrence import Features, Piece
 from suite.bootstrap import mean_interval
 from suite.command_line import run_main
 from suite.progress import track
@@ -47,6 +54,8 @@ class Config:
     frames: int = 33
     size: tuple[int, int] = (64, 64)
     rounds: int = 5
+    variants: tuple[str, ...] = ()
+    """Which ones; all if none is named."""
     compiled: bool = False
     """Also a compiled step: compilation takes ten minutes a decoder on a small machine."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,6 +86,30 @@ def compiled(vae: Any) -> CausalDecoder:
     return decoder
 
 
+@contextmanager
+def _stock() -> Iterator[None]:
+    """What the library does to keep less in a graph is left out."""
+    with (
+        patch.object(frozen, "_DIMENSIONS", {}),
+        patch.object(chopgrad.pieces.wan, "NORMS", ()),
+        patch.object(chopgrad.decoders.cogvideox, "takes", lambda *args: False),
+    ):
+        yield
+
+
+def stock_graphs(vae: Any) -> CausalDecoder:
+    """Graphs keep what the operators of PyTorch and the modules of the VAE keep."""
+    decoder: Any = chopgrad.decoder_for(vae, checkpoint=None)
+    blocks = decoder.blocks()
+
+    def run(piece: Piece, features: Features, state: Any) -> tuple[Features, Any]:
+        with _stock():
+            return piece(features, state)
+
+    decoder.blocks = lambda: [[[partial(run, piece) for piece in unit] for unit in block] for block in blocks]
+    return decoder
+
+
 def is_compiled(decoder: CausalDecoder) -> bool:
     return "step" in vars(decoder)
 
@@ -87,6 +120,7 @@ VARIANTS: dict[str, Callable[[Any], CausalDecoder]] = {
     "checkpoint=block": lambda vae: chopgrad.decoder_for(vae, checkpoint="block"),
     "channels last": channels_last,
     "compiled step": compiled,
+    "stock graphs": stock_graphs,
 }
 STRATEGIES: tuple[Strategy, ...] = (Exact(offload=False), Exact(pieces=True), Chop(1))
 
@@ -175,7 +209,7 @@ def main(config: Config) -> None:
     dtype = "bfloat16" if any(vae in FULL_SIZE for vae in config.vaes) else "float32"
     made_by = provenance(config.device)
     device = torch.device(config.device).type
-    work = [(v, name, s) for v in config.vaes for name in VARIANTS for s in STRATEGIES]
+    work = [(v, name, s) for v in config.vaes for name in config.variants or VARIANTS for s in STRATEGIES]
     work = [(v, name, s) for v, name, s in work if worth_measuring(name, s, config.compiled)]
     subject: Subject | None = None
     console = Console(stderr=True)

@@ -32,6 +32,8 @@ def lean(function: Callable[P, R]) -> Callable[P, R]:
     Modules are called as they are, with their hooks and wrappers; what they ask of ``torch.conv2d`` and the like is
     looked at. Compiled code is left alone, also a compiled module inside: the compiler decides itself what is kept.
     """
+    if torch.compiler.is_compiling():
+        return function
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -19,6 +19,8 @@ def is_plain(module: Any, names: Collection[str]) -> bool:
 
     A wrapper (LoRA, parametrizations) is of another class; offloading and casting by layers set a forward or a hook.
     """
+    if torch.compiler.is_compiling():
+        return False  # the compiler decides itself what is kept
     cls = type(module)
     if cls.__name__ not in names or "forward" in vars(module) or getattr(module, "_compiled_call_impl", None):
         return False
