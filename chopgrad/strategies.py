@@ -182,7 +182,10 @@ class Exact:
     def within_bytes(self) -> int | None:
         """What it may take, if that was said."""
         if self.within is None or isinstance(self.within, str):
-            return bytes_of("Exact: within", self.within)
+            found = bytes_of("Exact: within", self.within)
+            if found == 0:
+                raise ValueError("Exact: within must be more than 0 bytes.")
+            return found
         _check_int("Exact", "within", self.within, 1)
         return self.within
 

@@ -64,7 +64,8 @@ def rows(card_gib: float) -> list[Row]:
             "wan-short",
             *wan,
             streamed(
-                Full(), Exact(offload=False), OFFLOAD, Exact(offload=True, pieces=True, every=1), LEAST, Chop(0), Chop(1), Chop(2),
+                Full(), Exact(offload=False), OFFLOAD, Exact(offload=True, pieces=True, every=1), LEAST, Chop(0),
+                Chop(1), Chop(2),
                 Chop(1, block=4), Chop(1, offload=True), Inside("residual", Chop(1)),
             ),
             error=True,

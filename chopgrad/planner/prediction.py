@@ -55,6 +55,8 @@ def default_strategies(groups: int) -> list[Strategy]:
         Exact(offload=False),
         Exact(offload=True),
         Exact(offload=True, pieces=True),
+        Exact(offload=True, pieces=True, strips=4),
+        Exact(offload=True, pieces=True, strips=16),
         Exact(offload=True, pieces=True, every=max(2, isqrt(groups))),
         Exact(pieces=True, every=max(2, isqrt(groups))),
         *(Chop(d) for d in (0, 1, 2, 4)),
@@ -179,6 +181,8 @@ def rows_of(
     for strategy in strategies:
         if isinstance(strategy, Sampled):
             raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
+        if isinstance(strategy, Exact) and strategy.is_automatic:
+            raise ValueError(f"What {strategy} takes depends on the memory that is free: pass a form of it.")
         best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
         rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
     return rows

@@ -199,7 +199,7 @@ def test_the_findings_say_what_the_records_say():
 
 
 def test_the_findings_say_what_exact_gradients_cost():
-    """The opening table of the benchmark's page: time of ``Exact(offload=False)`` and of ``Chop(1)``, of both decoders."""
+    """The opening table of the benchmark's page: time of the exact gradient and of ``Chop(1)``, both decoders."""
     lines = (ROOT / "results" / "bench-cpu.md").read_text().splitlines()
     rows = {
         line.split("|")[1].strip(): line for line in lines[: lines.index("![Curves](bench-cpu.png)")] if "|" in line

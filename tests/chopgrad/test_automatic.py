@@ -1,0 +1,213 @@
+"""``Exact()``: in any form the gradient is exact; the chosen one fits, and nothing faster would have."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+import chopgrad
+from chopgrad import Exact, Full, Sampled, automatic, engine
+from chopgrad.automatic import Choice, Form
+from chopgrad.memory import PeakMemory
+from chopgrad.strategies import RECOMMENDED, Plan
+from tests.brute_force import relative_error
+from tests.models import VAES, build
+
+MIB = 2**20
+
+
+def made(name="wan2.1", count=5):
+    decoder = chopgrad.decoder_for(build(name).requires_grad_(True))
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn((1, decoder.latent_channels, count, 4, 4), generator=generator, dtype=torch.float64)
+    return decoder, z.requires_grad_()
+
+
+def gradient(decoder, z, strategy, whole=False):
+    target = torch.zeros((1, 3, decoder.frame_count(z.shape[2]), 1, 1), dtype=z.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if whole:
+            loss = chopgrad.decode(decoder, z, strategy).square().mean()
+        else:
+            loss = chopgrad.frame_loss(decoder, z, target, lambda x, y: (x - y).square().mean(), strategy)
+    return torch.autograd.grad(loss, [z, *decoder.parameters()])
+
+
+def same(found, expected):
+    return max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-11
+
+
+def test_it_is_what_is_done_where_nothing_is_said():
+    assert Exact() == RECOMMENDED
+    assert Exact().is_automatic
+    assert Exact(within="20GiB").within_bytes == 20 * 2**30
+    assert Exact(within=5).within_bytes == 5
+
+
+@pytest.mark.parametrize("form", ["offload", "pieces", "every", "strips"])
+def test_a_setting_is_obeyed(form):
+    settings = {"pieces": True} if form == "strips" else {}
+    assert not Exact(**settings, **{form: 2 if form in ("every", "strips") else True}).is_automatic
+    with pytest.raises(ValueError, match="within chooses"):
+        Exact(within=100, offload=True)
+
+
+@pytest.mark.parametrize("within", ["20 apples", "", 0, -1, True, 2.5, "0GiB"])
+def test_bad_budgets(within):
+    with pytest.raises((TypeError, ValueError), match="within"):
+        Exact(within=within)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", VAES)
+def test_every_form_is_exact(name, whole, monkeypatch):
+    decoder, z = made(name)
+    expected = gradient(decoder, z, Full(), whole)
+    forms = list(automatic._forms(decoder, len(decoder.frame_groups(z.shape[2])), moves=True))
+    some = [*forms[:: max(1, len(forms) // 6)], forms[-1]]
+    for form in some:
+        assert same(gradient(decoder, z, form, whole), expected), str(form)
+
+
+def test_small_videos_keep_their_graphs():
+    """Nothing is asked where anything would fit."""
+    decoder, z = made()
+    assert same(gradient(decoder, z, Exact()), gradient(decoder, z, Full()))
+    (choice,) = decoder.chosen.values()
+    assert choice.form.plan().graphs == 5
+
+
+def test_without_a_gradient_nothing_is_kept():
+    decoder, z = made()
+    with torch.no_grad():
+        chopgrad.decode(decoder, z)
+    assert next(iter(decoder.chosen.values())).form.plan().pieces
+
+
+def test_what_was_chosen_is_kept_by_shape(monkeypatch):
+    decoder, z = made()
+    asked = []
+    own = automatic.choose
+    monkeypatch.setattr(automatic, "choose", lambda *args: asked.append(1) or own(*args))
+    for _ in range(2):
+        gradient(decoder, z, Exact())
+    assert len(asked) == 1
+    gradient(decoder, z.detach()[:, :, :3].requires_grad_(), Exact())
+    gradient(decoder, z, Exact(), whole=True)
+    gradient(decoder, z, Exact(within="3GiB"))
+    assert len(asked) == 4
+    other = chopgrad.decoder_for(decoder.vae)
+    gradient(other, z, Exact())
+    assert len(asked) == 5
+
+
+@pytest.fixture(scope="module")
+def video():
+    """Of the embedded architecture's kind, where sizes tell."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1).requires_grad_(False)
+    decoder = chopgrad.decoder_for(vae)
+    return decoder, torch.randn(1, 8, 6, 12, 8)
+
+
+def measured(decoder, z, strategy, whole):
+    z = z.clone().requires_grad_()
+    with PeakMemory("cpu") as memory:
+        if whole:
+            loss = chopgrad.decode(decoder, z, strategy).square().mean()
+        else:
+            loss = chopgrad.frame_loss(decoder, z, None, lambda x, _: x.square().mean(), strategy)
+        torch.autograd.grad(loss, z)
+    return memory.peak_bytes
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_it_fits_and_nothing_faster_would_have(video, whole):
+    """Planted budgets, from what full back-propagation takes down to little more than the least."""
+    decoder, z = video
+    groups = decoder.frame_groups(z.shape[2])
+    z.requires_grad_()
+    forms = list(automatic._forms(decoder, len(groups), moves=False))
+    costs = sorted(automatic._costs(decoder, z, groups, not whole, forms), key=lambda c: (c.seconds, c.device_bytes))
+    least, most = (f(c.device_bytes for c in costs) for f in (min, max))
+    taken = set()
+    for share in (0.0, 0.1, 0.3, 0.6, 1.0):
+        budget = int(1.1 * least + share * (1.05 * most - 1.1 * least))
+        peak = measured(decoder, z, Exact(within=budget), whole)
+        assert peak <= budget
+        form = list(decoder.chosen.values())[-1].form
+        taken.add(str(form))
+        faster = [c for c in costs if c.seconds < next(x for x in costs if x.form.settings == form.settings).seconds]
+        if faster:
+            best = min(faster, key=lambda c: c.device_bytes)
+            assert measured(decoder, z, best.form, whole) > 0.8 * budget
+    assert len(taken) > 3
+
+
+def test_where_nothing_fits_it_says_so(video, caplog):
+    decoder, z = video
+    with caplog.at_level(logging.INFO, "chopgrad"):
+        measured(decoder, z, Exact(within=1000), False)
+    assert "nothing fits" in caplog.text
+    assert "predicted to take" in caplog.text
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("on_the_way_back", [False, True])
+def test_out_of_memory_goes_one_step_down(whole, on_the_way_back, monkeypatch, caplog):
+    decoder, z = made()
+    expected = gradient(decoder, z, Full(), whole)
+    first, second = (Form(settings=s) for s in (Plan(None, 0, True, False), Plan(None, 0, True, False, pieces=True)))
+    monkeypatch.setattr(automatic, "choose", lambda *args: Choice((first, second), 0, 0))
+    own = engine.Sweep._reverse if on_the_way_back else engine.Sweep._advance
+
+    def failing(self, *args, **kwargs):
+        if not self.plan.pieces:
+            raise torch.OutOfMemoryError("planted")
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(engine.Sweep, own.__name__, failing)
+    with caplog.at_level(logging.WARNING, "chopgrad"):
+        assert same(gradient(decoder, z, Exact(), whole), expected)
+        assert same(gradient(decoder, z, Exact(), whole), expected)  # and it stays there
+    assert caplog.text.count("out of memory") == 1
+    (choice,) = decoder.chosen.values()
+    assert choice.form.settings == second.settings
+
+
+def test_out_of_memory_at_the_end_of_the_ladder(monkeypatch):
+    decoder, z = made()
+    only = Form(settings=Plan(None, 0, True, False))
+    monkeypatch.setattr(automatic, "choose", lambda *args: Choice((only,), 0, 0))
+
+    def failing(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(engine.Sweep, "_reverse", failing)
+    with pytest.raises(torch.OutOfMemoryError, match="planted"):
+        gradient(decoder, z, Exact())
+
+
+def test_a_model_that_cannot_be_followed_takes_least(monkeypatch, caplog):
+    decoder, z = made()
+    monkeypatch.setattr(automatic, "SMALL", 2**60)
+    monkeypatch.setattr(automatic, "_costs", lambda *args: (_ for _ in ()).throw(RuntimeError("no copy")))
+    with caplog.at_level(logging.WARNING, "chopgrad"):
+        assert same(gradient(decoder, z, Exact()), gradient(decoder, z, Full()))
+    assert "could not be predicted" in caplog.text
+
+
+def test_drawn_losses_take_a_form_too():
+    decoder, z = made()
+    torch.manual_seed(0)
+    found = gradient(decoder, z, Sampled(2, Exact()))
+    torch.manual_seed(0)
+    assert same(found, gradient(decoder, z, Sampled(2, Full())))
+
+
+def test_it_is_refused_where_a_form_must_be_named():
+    with pytest.raises(ValueError, match="depends on the memory"):
+        chopgrad.planner.plan("wan2.1", 5, 64, 64, strategies=[Exact()])
