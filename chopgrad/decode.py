@@ -35,7 +35,7 @@ def decode(
     Args:
         decoder: from ``chopgrad.decoder_for(vae)``.
         latents: [batch, channels, latent_frames, h, w] in the VAE's own space (see ``decoder.denormalize``).
-        strategy: see ``chopgrad.strategies`` for costs. Default: exact, in the least memory.
+        strategy: see ``chopgrad.strategies`` for costs. Default: exact, as fast as the memory that is free allows.
         groups: only the frames of these frame groups (a slice of ``decoder.frame_groups(latent_frames)``); later ones
             are not decoded. Blocks of a ``Chop`` begin at its first.
         history: whether groups before ``groups`` get a gradient. If not they are decoded without graphs, once.

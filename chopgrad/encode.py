@@ -35,7 +35,7 @@ def encode(
         encoder: from ``chopgrad.encoder_for(vae)``.
         video: [batch, 3, frames, height, width] in [-1, 1]. It needs no gradient where only the encoder is
             trained.
-        strategy: see ``chopgrad.strategies`` for costs. Default: exact, in the least memory.
+        strategy: see ``chopgrad.strategies`` for costs. Default: exact, as fast as the memory that is free allows.
         groups: only the moments of these groups (a slice of ``encoder.latent_groups(frames)``); later ones are not
             encoded. Blocks of a ``Chop`` begin at its first.
         history: whether groups before ``groups`` get a gradient. If not they are encoded without graphs, once.

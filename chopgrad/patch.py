@@ -60,7 +60,7 @@ def patch(vae: nn.Module, strategy: Strategy = RECOMMENDED, **settings: Any) -> 
 
     Args:
         vae: a model that ``chopgrad.decoder_for`` takes.
-        strategy: see ``chopgrad.strategies``. Default: exact, in the least memory.
+        strategy: see ``chopgrad.strategies``. Default: exact, as fast as the memory that is free allows.
         settings: of ``chopgrad.decoder_for``: ``clamp``, ``checkpoint``, ``check``.
 
     Returns:

@@ -63,7 +63,7 @@ class Recurrence(ABC):
             memory for the strategies that keep whole groups. ``"frame"`` recomputes norms, activations and Wan's
             spatial upsampling, frame by frame unless frames are mixed (CogVideoX's norm): it costs no causal
             convolution again, lowers the peak of a single piece too, and so goes with ``pieces=True``. ``"auto"``:
-            ``"frame"`` where pieces are walked, else None.
+            ``"frame"`` where pieces are walked, but for classes whose norms keep their input only, else None.
     """
 
     package: ClassVar[str | None] = None
@@ -76,6 +76,9 @@ class Recurrence(ABC):
     """Its shape, in messages."""
     own_methods: ClassVar[tuple[str, ...]] = ()
     """The VAE's methods that a step stands for: an override of them is refused."""
+    recomputes_frames: ClassVar[bool] = True
+    """Whether ``checkpoint="auto"`` means "frame" where pieces are walked; it is of no use where norms keep their input
+    only."""
     row_unit: int = 1
     """Rows of the source that are one row where it is smallest: strips begin at multiples of them."""
     trial_size: int = 2
@@ -140,7 +143,7 @@ class Recurrence(ABC):
 
     def for_pieces(self) -> Self:
         """The same with what ``checkpoint="auto"`` means where pieces are walked."""
-        if self.checkpoint != "auto":
+        if self.checkpoint != "auto" or not self.recomputes_frames:
             return self
         walked = copy(self)
         walked.checkpoint = "frame"

@@ -48,7 +48,7 @@ class CausalDecoder(Recurrence):
             attention and upsampler: one more forward pass, and less memory for strategies that keep whole groups.
             ``"frame"`` recomputes norms, activations and Wan's spatial upsampling, frame by frame unless they are mixed
             (CogVideoX's norm): it lowers the peak of a single piece too, and so goes with ``pieces=True``. ``"auto"``:
-            ``"frame"`` where pieces are walked, else None.
+            ``"frame"`` where pieces are walked, but for classes whose norms keep their input only, else None.
     """
 
     part = "decoder"

@@ -30,6 +30,7 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
     """
 
     package = "diffusers"
+    recomputes_frames = False
 
     @property
     def latent_channels(self) -> int:

@@ -25,6 +25,7 @@ class WanDecoder(CausalDecoder):
     """
 
     package = "diffusers"
+    recomputes_frames = False
 
     @property
     def named(self) -> Any:

@@ -34,6 +34,7 @@ class WanEncoder(CausalEncoder):
     """
 
     package = "diffusers"
+    recomputes_frames = False
 
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:
         super().__init__(vae, checkpoint)

@@ -149,7 +149,8 @@ OFFLOAD = {"offload": True, "pieces": True}
 ON_H200 = [
     ("wan2.1", 4, (60, 104), {
         (Chop(2), None): 1.87, (Chop(1), None): 1.52, (Exact(offload=False), None): 1.24,
-        (Exact(offload=True), None): 1.49,        (Chop(0), None): 0.97, (Chop(1), "residual"): 1.99, (Exact(**OFFLOAD), None): 1.67,
+        (Exact(offload=True), None): 1.49, (Chop(0), None): 0.97,
+        (Chop(1), "residual"): 1.99, (Exact(**OFFLOAD), None): 1.67,
         (Exact(**OFFLOAD), "frame"): 1.86}),
     ("wan2.2", 4, (44, 80), {
         (Chop(1), None): 1.53, (Exact(offload=True), None): 1.44, (Exact(**OFFLOAD), "frame"): 1.84}),
