@@ -59,7 +59,7 @@ class Config(OnClips):
 
     @property
     def crops(self) -> Crops:
-        return Crops(self.clips, 1, 9, self.size or ((128, 32) if self.full else (32, 32)), self.seed)
+        return Crops(self.clips, 1, 5, self.size or ((128, 32) if self.full else (32, 32)), self.seed)
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -67,7 +67,8 @@ class Config(OnClips):
 
     @property
     def strips(self) -> tuple[int, ...]:
-        """Numbers of strips; from the third on with the random adjoint only, which needs no loss."""
+        """Numbers of strips: the first with every loss and distance, the second with the first loss and three
+        distances, and others with the random adjoint only."""
         return (2, 4, 8) if self.full else (2,)
 
     @property
@@ -119,9 +120,10 @@ def _measure_one(
         exact = {name: decode.gradient(adjoint) for name, adjoint in adjoints.items()}
         if residual == "film":
             result["control"] = _control(decoder, z, decode, random, exact["random"], config)
-        for strips in config.strips:
-            asked = list(adjoints) if strips in config.strips[:2] else [n for n in adjoints if n == "random"]
-            for space in config.spaces if asked else ():
+        for rank, strips in enumerate(config.strips):
+            few = [name for name in adjoints if name == "random" or (name == config.losses[0] and rank == 1)]
+            asked = few if rank else list(adjoints)
+            for space in (config.spaces[:3] if rank else config.spaces) if asked else ():
                 tiled = TiledDecode(decoder, z, strips, space)
                 made = tiled.frames.detach()
                 case = {"residual": residual, "strips": strips, "space": space}
