@@ -57,9 +57,10 @@ class Config(OnClips):
     """Height and width of a crop in pixels. None: 32x32, or 128x32 with --full."""
     seed: int = 0
 
-    @property
-    def crops(self) -> Crops:
-        return Crops(self.clips, 1, 5, self.size or ((128, 32) if self.full else (32, 32)), self.seed)
+    def crops(self, groups_of_eight: bool) -> Crops:
+        # The fewest frames with a whole group: truncation in space has nothing to do with how many there are.
+        size = self.size or ((128, 32) if self.full else (32, 32))
+        return Crops(self.clips, 1, 9 if groups_of_eight else 5, size, self.seed)
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ def measure(config: Config) -> list[Record]:
             "noise": NOISE,
         }  # fmt: skip
         path = config.folder / f"spatial_truncation-{name}.json"
-        record = measure_crops(path, (source, model), config.crops, one, settings)
+        record = measure_crops(path, (source, model), config.crops("cog" in name.lower()), one, settings)
         summary = summarise(record.metrics["samples"])
         records.append(conclude(record, "curves", summary, claims(name, summary)))
     return records

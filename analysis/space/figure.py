@@ -74,8 +74,8 @@ def figure(records: Sequence[Record], path: Path) -> None:
             axis.set_ylim(min(e[0] for e in ends), max(e[1] for e in ends))
     s = records[0].settings
     fig.suptitle(
-        f"Gradient at the decoder input, cut k latent rows beyond each strip: {s['frames']} frames of "
-        f"{s['size'][0]}x{s['size'][1]}, {len(s['clips'])} clip(s), mean and 95 % bootstrap interval"
+        f"Gradient at the decoder input, cut k latent rows beyond each strip: frames of {s['size'][0]}x{s['size'][1]}, "
+        f"{len(s['clips'])} clip(s), mean and 95 % bootstrap interval"
     )
     fig.savefig(path, dpi=110)
     plt.close(fig)

@@ -142,7 +142,7 @@ def test_a_saving_would_be_told(share, verdict):
 
 
 def test_the_script_runs_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(spatial_truncation.Config, "crops", Crops(None, 1, 5, (16, 16)))
+    monkeypatch.setattr(spatial_truncation.Config, "crops", lambda self, _: Crops(None, 1, 5, (16, 16)))
     monkeypatch.setattr(cost, "ROUNDS", 1)
     config = spatial_truncation.Config(vaes=("wan2.1",), out=tmp_path)
     spatial_truncation.main(config)
