@@ -4,7 +4,8 @@ The paper computes gradients over spatial chunks of the video separately (Sec. 3
 the frames is swept back alone, and dropped wherever it is more than k latent rows beyond the strip
 (``Chop(..., strips=n, space=k)``); frames stay what they are. Beside it stands what people do without such a sweep:
 strips of latents decoded on their own, with k rows of overlap that are cut off, which changes the frames as well. Both
-gradients are compared with the exact one, for strips of several heights.
+gradients are compared with the exact one, for strips of several heights. Of the tiles' error the part of each change is
+told, too: that of the frames alone (exact decoder, adjoint of the tiled frames), and that of the decoder alone.
 
 The bias depends on what the loss asks for, so each number is given for three adjoints:
 
@@ -138,6 +139,11 @@ def _measure_one(
                         | {"share_at_cuts": share_at_cuts(cut, exact[name], strips)},
                         "tiled": errors(tiled.gradient(of_tiles), exact[name]),
                     }
+                    if rank == 0 and name == config.losses[0]:  # which of the two changes is it that errs
+                        found |= {
+                            "frames_alone": errors(decode.gradient(of_tiles), exact[name]),
+                            "decoder_alone": errors(tiled.gradient(adjoints[name]), exact[name]),
+                        }
                     label = case | {"residual": "random"} if name == "random" else case
                     result["gradients"].append(label | {"loss": None if name == "random" else name} | found)
     return result

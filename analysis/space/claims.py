@@ -14,6 +14,7 @@ CASE = ("residual", "loss", "strips", "space")
 TOLERANCE = 0.1  # relative error
 SPACE = 2  # latent rows: of a pixel's gradient they hold over 99 % (spatial_locality.py)
 AT_CUTS = 0.9
+PARTS = (("frames_alone", "the changed frames alone"), ("decoder_alone", "the changed decoder alone"))
 
 
 def summarise(samples: Sequence[Row]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def summarise(samples: Sequence[Row]) -> dict[str, Any]:
     for k, first in enumerate(samples[0]["gradients"]):
         found = [s["gradients"][k] for s in samples]
         row: dict[str, Any] = {key: first[key] for key in CASE}
-        for who in ("truncated", "tiled"):
+        for who in (key for key in first if key not in CASE):
             row[who] = {name: interval(f[who][name] for f in found) for name in first[who]}
         row["tiled_minus_truncated"] = interval(
             f["tiled"]["relative_error"] - f["truncated"]["relative_error"] for f in found
@@ -77,6 +78,10 @@ def claims(name: str, summary: Row) -> list[Claim]:
         + f", frames {_tile(summary, strips, k)} dB"
         for k in spaces
     )  # fmt: skip
+    parts = "; ".join(
+        f"{label(r)}, k={r['space']}: " + ", ".join(f"{r[who]['relative_error'][0]:.3f} by {what}" for who, what in PARTS)
+        for r in of_height if "frames_alone" in r and r["space"] in spaces[:2]
+    )  # fmt: skip
     cut = [row for row in summary["gradients"] if row["space"] == 0]
     near = ", ".join(f"{label(r)} {with_interval(r['truncated']['share_at_cuts'], 2)}" for r in cut
                      if r["strips"] == strips)  # fmt: skip
@@ -93,7 +98,7 @@ def claims(name: str, summary: Row) -> list[Claim]:
             f"({name}).",
             "ours",
             _verdict(summary["gradients"], lambda r: r["tiled_minus_truncated"], above=0.0),
-            f"strips of {height}, tiles against truncated: {beside}",
+            f"strips of {height}, tiles against truncated: {beside}; of the tiles' error {parts}",
         ),
         Claim(
             f"The error of truncation in space lies at the cuts: at k=0 over {100 * AT_CUTS:.0f} % of its square in "
