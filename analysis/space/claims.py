@@ -79,7 +79,8 @@ def claims(name: str, summary: Row) -> list[Claim]:
         for k in spaces
     )  # fmt: skip
     parts = "; ".join(
-        f"{label(r)}, k={r['space']}: " + ", ".join(f"{r[who]['relative_error'][0]:.3f} by {what}" for who, what in PARTS)
+        f"{label(r)}, k={r['space']}: "
+        + ", ".join(f"{r[who]['relative_error'][0]:.3f} by {what}" for who, what in PARTS)
         for r in of_height if "frames_alone" in r and r["space"] in spaces[:2]
     )  # fmt: skip
     cut = [row for row in summary["gradients"] if row["space"] == 0]
