@@ -64,7 +64,7 @@ def figure(records: Sequence[Record], path: Path) -> None:
             axis.set_xlabel("k: latent rows beyond the strip")
             axis.set_xticks(settings["spaces"])
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, **({"loc": "center right"} if axis is line[2] else {}))
             axis.set_ylabel("PSNR (dB)" if axis is line[2] else "relative error of the gradient")
         errors = [line[0], line[1], line[3]]
         for axis in errors:
@@ -84,11 +84,11 @@ def figure(records: Sequence[Record], path: Path) -> None:
 def _frames(axis: Any, curves: Mapping[str, Any], strips: int) -> None:
     """PSNR of tiled frames to exact ones, and of exact ones to the targets."""
     told = {"film": ("encoder's latents", "the film"), "own": ("noisy latents", "the decoder's own")}
-    for color, (residual, (latents, target)) in zip(("C0", "C2"), told.items(), strict=True):
+    for (color, style), (residual, (latents, target)) in zip((("C0", "-"), ("C3", "--")), told.items(), strict=True):
         tiles = [t for t in curves["tiles"] if (t["residual"], t["strips"]) == (residual, strips)]
-        _line(axis, [(t["space"], t["psnr_db"]) for t in tiles], color, "-", f"tiled to exact, {latents}")
+        _line(axis, [(t["space"], t["psnr_db"]) for t in tiles], color, style, f"tiled to exact, {latents}")
         floor = curves["floor_psnr_db"][residual][0]
-        axis.axhline(floor, color=color, linestyle=":", linewidth=1.2, label=f"exact to its target, {target}")
+        axis.axhline(floor, color=color, linestyle=":", linewidth=1.5, label=f"exact to its target, {target}")
 
 
 def _name(label: str) -> str:
