@@ -77,7 +77,7 @@ PRODUCTS = (
     ),
     Product(
         "Fig. 7", "How wrong is a gradient truncated in space, beside independent tiles and exact strips?",
-        ("theory/spatial_truncation.png",), ("theory/spatial_truncation*.json",), ON_CLIPS,
+        ("theory/spatial_truncation.png",), ("theory/spatial_truncation*.json", "theory/whole_picture*.json"), ON_CLIPS,
     ),
     Product(
         "frontier", "What does each strategy cost, and how wrong is its gradient? Which targets are reached?",

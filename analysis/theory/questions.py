@@ -80,6 +80,7 @@ QUESTIONS = (
             "The gradient of a pixel is local in space",
             "The gradient may be computed over spatial chunks separately",
             "The error of truncation in space lies at the cuts",
+            "What truncation in space cuts",
             "A gradient truncated in space has less error",
             "Truncation in space saves nothing",
         ),
