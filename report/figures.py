@@ -21,6 +21,7 @@ from analysis.backbone import figure as backbone_figure
 from analysis.bounds import figure as error_bound_figure
 from analysis.estimation import figure as estimators_figure
 from analysis.locality import figure as temporal_locality_figure
+from analysis.space import figure as spatial_truncation_figure
 from analysis.training import figure as training_bias_figure
 from bench.gpu.figure import figure as gpu_figure
 from bench.gpu.results import cards, compared, predictions
@@ -80,6 +81,8 @@ def _of_theory(results: Path) -> Mapping[str, Drawing]:
     order = [f"spatial_locality-{v}{suffix}" for v in vaes for suffix in ("-untrained", "")]
     if spatial := _all(folder, *order):
         found["spatial_locality"] = lambda path: spatial_locality.figure(spatial, path)
+    if cut := _all(folder, *(f"spatial_truncation-{v}" for v in vaes)):
+        found["spatial_truncation"] = lambda path: spatial_truncation_figure.figure(cut, path)
     if bounds := _all(folder, *(f"error_bound-{v}" for v in vaes)):
         found["error_bound"] = lambda path: error_bound_figure.figure(bounds, path)
     backbone = _all(folder, *(f"backbone_gradient-{case}" for case in backbone_gradient.Config(full=True).cases or ()))

@@ -76,6 +76,10 @@ PRODUCTS = (
         ("theory/spatial_locality*.json",), ON_CLIPS,
     ),
     Product(
+        "Fig. 7", "How wrong is a gradient truncated in space, beside independent tiles and exact strips?",
+        ("theory/spatial_truncation.png",), ("theory/spatial_truncation*.json", "theory/whole_picture*.json"), ON_CLIPS,
+    ),
+    Product(
         "frontier", "What does each strategy cost, and how wrong is its gradient? Which targets are reached?",
         ("bench-cpu.md", "bench-cpu-frontier.png"), ("gradient_error/*.json",), ON_CPU,
     ),

@@ -76,8 +76,15 @@ QUESTIONS = (
     ),
     Question(
         "Is the gradient local in space?",
-        ("The gradient of a pixel is local in space",),
-        ("spatial_locality",),
+        (
+            "The gradient of a pixel is local in space",
+            "The gradient may be computed over spatial chunks separately",
+            "The error of truncation in space lies at the cuts",
+            "What truncation in space cuts",
+            "A gradient truncated in space has less error",
+            "Truncation in space saves nothing",
+        ),
+        ("spatial_locality", "spatial_truncation"),
     ),
     Question(
         "Does truncation change where training ends?",

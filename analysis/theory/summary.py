@@ -89,6 +89,7 @@ class PaperClaim:
 
 MAGNITUDE, AT_D1 = "The error is one of magnitude", r"D=1 ([\d.]+)"
 ADAM, ADAM_ON_TOYS = "The optimiser rescales the error away", "An optimiser that rescales gradients (Adam) removes"
+CHUNKS = "The gradient may be computed over spatial chunks separately"
 PAPER = (
     PaperClaim(
         "Influence decays exponentially with temporal distance: I(i, j) <= C exp(-alpha D(i, j))", "Sec. 3.2, Fig. 3",
@@ -155,6 +156,15 @@ PAPER = (
     PaperClaim(
         "The gradient is local in space", "Sec. 3.3, Fig. 7", ("The gradient of a pixel is local in space",),
         (numbers("four latent cells around hold {} of its energy", r"within 4 cells ([\d.]+)"),),
+    ),
+    PaperClaim(
+        "So it may be computed over spatial chunks separately", "Sec. 3.3, Fig. 7", (CHUNKS,),
+        (
+            numbers("strips cut at their border: relative error {} with a random adjoint", r"k=0 .*?random ([\d.]+)"),
+            numbers("{} with MSE and the film as target", r"k=0 .*?film mse ([\d.]+)"),
+            numbers("two latent rows beyond: {}", r"k=2 .*?random ([\d.]+)"),
+            numbers("and {}", r"k=2 .*?film mse ([\d.]+)"),
+        ),
     ),
     PaperClaim(
         "Losses on pixels beat training in latent space only", "Sec. 4, Tables 1 to 4",
