@@ -14,7 +14,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,8 @@ VARIANTS: dict[str, Callable[[Any], CausalDecoder]] = {
     "compiled step": compiled,
     "stock graphs": stock_graphs,
 }
+IN_STRIPS = {"2 strips": 2, "4 strips": 4}
+"""Not of the decoder, but of a strategy that walks pieces."""
 STRATEGIES: tuple[Strategy, ...] = (Exact(offload=False), Exact(pieces=True), Chop(1))
 
 
@@ -129,11 +131,23 @@ def worth_measuring(variant: str, strategy: Strategy, with_compiled: bool) -> bo
     """Walking pieces, a step is neither compiled nor recomputed in larger parts."""
     if variant == "compiled step" and not with_compiled:
         return False
+    if variant in IN_STRIPS:
+        return strategy.plan().pieces
     return not (strategy.plan().pieces and variant in ("checkpoint=residual", "checkpoint=block", "compiled step"))
 
 
-def measure(subject: Subject, decoder: CausalDecoder, strategy: Strategy, rounds: int) -> dict[str, Any]:
+def varied(variant: str, strategy: Any) -> Strategy:
+    """The strategy of the variant."""
+    return replace(strategy, strips=IN_STRIPS[variant]) if variant in IN_STRIPS else strategy
+
+
+def measure(
+    subject: Subject, decoder: CausalDecoder, strategy: Strategy, other: Strategy, rounds: int
+) -> dict[str, Any]:
     """Ratios of time and of peak memory, variant to plain decoder.
+
+    Args:
+        decoder, other: of the variant.
 
     The memory of a compiled step is known on CUDA only: elsewhere it is followed operator by operator, and compiled
     code is no such thing.
@@ -144,8 +158,8 @@ def measure(subject: Subject, decoder: CausalDecoder, strategy: Strategy, rounds
     plain = subject.decoder
     try:
         gradients: list[Tensor] = []
-        for subject.decoder in (plain, decoder):
-            _, gradient = subject.run(strategy)  # a compiled step is compiled here, before anything is timed
+        for subject.decoder, how in ((plain, strategy), (decoder, other)):
+            _, gradient = subject.run(how)  # a compiled step is compiled here, before anything is timed
             gradients.append(gradient.float())
         error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
         assert error < TOLERANCE[subject.case.dtype], f"the gradient differs by {error:.1e}"
@@ -154,10 +168,10 @@ def measure(subject: Subject, decoder: CausalDecoder, strategy: Strategy, rounds
             subject.decoder = plain
             before = seconds(subject, strategy)
             subject.decoder = decoder
-            times.append(seconds(subject, strategy) / before)
+            times.append(seconds(subject, other) / before)
         memory = None
         if torch.device(subject.case.device).type == "cuda" or not is_compiled(decoder):
-            memory = _peak(subject, strategy)
+            memory = _peak(subject, other)
             subject.decoder = plain
             memory /= _peak(subject, strategy)
     finally:
@@ -173,7 +187,7 @@ def _peak(subject: Subject, strategy: Strategy) -> float:
 
 def table(records: Sequence[Record]) -> str:
     """Markdown: where it was measured, and a row per decoder, strategy and variant."""
-    strategies, variants = [label(s) for s in STRATEGIES], list(VARIANTS)
+    strategies, variants = [label(s) for s in STRATEGIES], [*VARIANTS, *IN_STRIPS]
     rank = lambda s: (s["vae"], strategies.index(s["strategy"]), variants.index(s["variant"]))  # noqa: E731
     ranked = sorted(records, key=lambda r: rank(r.settings))
     rows = [
@@ -209,7 +223,9 @@ def main(config: Config) -> None:
     dtype = "bfloat16" if any(vae in FULL_SIZE for vae in config.vaes) else "float32"
     made_by = provenance(config.device)
     device = torch.device(config.device).type
-    work = [(v, name, s) for v in config.vaes for name in config.variants or VARIANTS for s in STRATEGIES]
+    work = [
+        (v, name, s) for v in config.vaes for name in config.variants or (*VARIANTS, *IN_STRIPS) for s in STRATEGIES
+    ]
     work = [(v, name, s) for v, name, s in work if worth_measuring(name, s, config.compiled)]
     subject: Subject | None = None
     console = Console(stderr=True)
@@ -218,7 +234,8 @@ def main(config: Config) -> None:
             case = Case(vae, config.frames, *config.size, Exact(offload=False), dtype=dtype, device=config.device)
             subject = Subject(case)
         try:
-            metrics = measure(subject, VARIANTS[name](subject.decoder.vae), strategy, config.rounds)
+            decoder = VARIANTS[name](subject.decoder.vae) if name in VARIANTS else subject.decoder
+            metrics = measure(subject, decoder, strategy, varied(name, strategy), config.rounds)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
