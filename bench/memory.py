@@ -122,6 +122,7 @@ def peak(case: Case) -> dict[str, Any]:
         "resident_growth_bytes": max(0, _resident_bytes() - resident),
         "loss": loss.item(),
         "gradient_norm": gradient.float().norm().item(),
+        **subject.chosen(),
     }
 
 

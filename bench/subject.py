@@ -73,6 +73,11 @@ class Subject:
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])
         return loss.detach(), gradient
 
+    def chosen(self) -> dict[str, list[str]]:
+        """For a record: the forms that ``Exact()`` took."""
+        found = [str(choice.form) for choice in self.decoder.chosen.values()]
+        return {"chosen": found} if found else {}
+
     def _part(self, frames: slice) -> Tensor:
         # A copy, as a device would hold one, so that a CPU counts what a GPU counts.
         return self.target[:, :, frames].clone()

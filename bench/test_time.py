@@ -174,6 +174,7 @@ def measure(case: Case, laboratory: Laboratory, benchmark) -> dict | None:
         "reference_seconds": references,
         "ratio_to_reference": list(mean_interval([a / b for a, b in zip(times, references, strict=True)])),
         "rounds": ROUNDS,
+        **subject.chosen(),
     }
 
 

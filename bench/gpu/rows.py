@@ -14,7 +14,8 @@ Call = Literal["frame_loss", "decode", "patch", "plain"]
 """How the loss meets the decoder: streamed, through ``chopgrad.decode``, a patched VAE, or the VAE as it is."""
 
 LEAST = Inside("frame", Exact(offload=True, pieces=True, every=1))
-"""The exact gradient that needs the least device memory: what ``chopgrad.patch(vae)`` does."""
+"""The exact gradient that needs the least device memory without strips."""
+STRIPS = Exact(offload=True, pieces=True, every=1, strips=8)
 OFFLOAD = Exact(offload=True, every=1)
 LARGE_CARD_GIB = 120
 
@@ -60,13 +61,14 @@ def rows(card_gib: float) -> list[Row]:
     large = card_gib >= LARGE_CARD_GIB
     wan = ("full:wan2.1", 13, 480, 832)
     found = [
+        Row("wan-forms", "full:wan2.1", 81, 480, 832, streamed(Full(), Exact(), STRIPS, OFFLOAD, Chop(1)), rounds=1),
+        Row("wan-720p-forms", "full:wan2.1", 97, 720, 1280, streamed(Exact(), STRIPS), rounds=1),
         Row(
             "wan-short",
             *wan,
             streamed(
                 Full(), Exact(offload=False), OFFLOAD, Exact(offload=True, pieces=True, every=1), LEAST, Chop(0),
-                Chop(1), Chop(2),
-                Chop(1, block=4), Chop(1, offload=True), Inside("residual", Chop(1)),
+                Chop(1), Chop(2), Chop(1, block=4), Chop(1, offload=True), Inside("residual", Chop(1)),
             ),
             error=True,
         ),

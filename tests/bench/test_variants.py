@@ -16,7 +16,7 @@ CASE = Case("cogvideox", 9, 16, 16, Exact(offload=False))
 def test_a_variant_is_compared_with_the_plain_decoder(name):
     subject = Subject(CASE)
     plain = subject.decoder
-    found = measure(subject, VARIANTS[name](plain.vae), Chop(1), rounds=2)
+    found = measure(subject, VARIANTS[name](plain.vae), Chop(1), Chop(1), rounds=2)
     assert subject.decoder is plain
     assert found["gradient_difference"] < 1e-4
     assert found["memory_ratio"] < 0.8 if name == "checkpoint=residual" else found["memory_ratio"] == pytest.approx(1)
@@ -33,7 +33,7 @@ def test_a_compiled_step_is_compiled_before_it_is_timed(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr("bench.variants.seconds", lambda subject, strategy: calls.append("timed") or 1.0)
-    found = measure(subject, VARIANTS["compiled step"](subject.decoder.vae), Chop(1), rounds=2)
+    found = measure(subject, VARIANTS["compiled step"](subject.decoder.vae), Chop(1), Chop(1), rounds=2)
     assert calls[0] == 0 and calls[-4:] == ["timed"] * 4
     assert found["memory_ratio"] is None  # nothing sees inside compiled code on a CPU
 
@@ -44,7 +44,7 @@ def test_another_gradient_is_not_timed():
     with torch.no_grad():
         next(other.parameters()).mul_(1.1)
     with pytest.raises(AssertionError, match="the gradient differs by"):
-        measure(subject, other, Chop(1), rounds=1)
+        measure(subject, other, Chop(1), Chop(1), rounds=1)
 
 
 def test_the_page_shows_the_committed_records():
