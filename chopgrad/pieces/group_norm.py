@@ -203,6 +203,7 @@ def _gradients(
         unit = block.sub(centre).mul_(inverse)
         place = _blocked(of_x[part.of_x], part.across)
         place.copy_((place.to(exact) * each(weight)).sub_(offset).sub_(unit.mul_(slope)).mul_(inverse))
+        del block, unit
     found = [of_x, of_scale, of_shift, of_normed[1].sum(0), of_normed[0].sum(0)]
     return [
         g.to(s.dtype) if needed else None for g, s, needed in zip(found, inputs, ctx.needs_input_grad, strict=False)

@@ -41,11 +41,11 @@ def parts(x: Tensor) -> Iterator[tuple[slice, ...]]:
     frames, height = x.shape[2:4]
     count = max(1, min(ceil(PARTS / frames), x.numel() // (frames * SMALLEST), height))
     rows = ceil(height / count)
-    for t in range(frames):
-        for top in range(0, height, rows):
-            yield slice(None), slice(None), slice(t, t + 1), slice(top, top + rows)
-            if x.is_meta:  # memory is being predicted: the first stands for all
-                return
+    places = [(t, top) for t in range(frames) for top in range(0, height, rows)]
+    if x.is_meta:  # memory is being predicted: the first two stand for all
+        places = places[:2]
+    for t, top in places:
+        yield slice(None), slice(None), slice(t, t + 1), slice(top, top + rows)
 
 
 def _forward(norm: nn.Module, x: Tensor) -> Tensor:
@@ -55,6 +55,7 @@ def _forward(norm: nn.Module, x: Tensor) -> Tensor:
         if y is None:
             y = torch.empty_like(x, dtype=of_part.dtype)  # another than x's under autocast
         y[part] = of_part
+        del of_part  # before the next is made
     assert y is not None
     return F.silu(y, inplace=True)  # of the whole: on a CPU the last few numbers of a tensor are rounded another way
 
@@ -101,4 +102,5 @@ def _gradients(norm: nn.Module, x: Tensor, adjoint: Tensor, needed: Sequence[boo
         of_x[part] = of_part
         for a, b in zip(sums, more, strict=True):
             a += b
+        del leaf, y, of_part, more  # before the next are made
     return [*([of_x] if needed[0] else []), *(a.to(named[n].dtype) for a, n in zip(sums, trained, strict=True))]

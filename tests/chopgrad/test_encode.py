@@ -259,7 +259,7 @@ def test_memory_of_a_chop_does_not_depend_on_the_number_of_frames(name, strategy
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
-def test_memory_of_full_grows_with_the_number_of_frames(name):
+def test_memory_of_full_grows_with_the_number_of_frames(name, stock_graphs):
     step = 8 if name == "cogvideox" else 4
 
     def peak(groups, strategy):

@@ -47,10 +47,14 @@ def measured(name, latents, shape, strategy, *, loss, frames_loss, trainable):
     vae = build(name, torch.float32)
     decoder = chopgrad.decoder_for(vae.requires_grad_(trainable), checkpoint=None)
     z = torch.zeros(latents, requires_grad=True)
-    loss_fn = loss_shapes(loss, tuple(shape[3:]), torch.float32)
+    loss_of = loss_shapes(loss, tuple(shape[3:]), torch.float32)
     sources = [z, *(p for p in decoder.parameters() if p.requires_grad)]
     with PeakMemory() as memory, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*get gradients beside the latents")
+
+        def loss_fn(frames, target):
+            return loss_of(frames, target).clone()  # mse_loss on the CPU returns a scalar in a video's storage
+
         if frames_loss == "streamed":
 
             def target(frames):
@@ -60,7 +64,7 @@ def measured(name, latents, shape, strategy, *, loss, frames_loss, trainable):
         else:
             target = torch.zeros(shape)
             frames = chopgrad.decode(decoder, z, strategy)
-            value = loss_fn(frames, target).clone()  # mse_loss on the CPU returns a scalar in a video's storage
+            value = loss_fn(frames, target)
         torch.autograd.grad(value, sources)
     return memory.peak_bytes + z.nbytes + sum(p.nbytes for p in decoder.parameters())
 
