@@ -165,7 +165,7 @@ def test_it_must_be_an_html_file(tmp_path):
 def test_a_notebook_page_has_texts_and_pictures_but_no_code():
     path = next(p for p in notebooks.paths() if p.stem == "fig7_spatial_locality")
     made = notebook_page(path, json.loads(path.read_text()))
-    assert "import" not in made.text and "What we found" in made.text and len(made.pictures) == 1
+    assert "import" not in made.text and "What we found" in made.text and len(made.pictures) == 2
 
 
 @pytest.fixture(scope="module")
