@@ -8,11 +8,11 @@ from dataclasses import replace
 from bench.baselines import Baseline
 from bench.cases import EMBEDDED, Case, Method, is_exact, label
 from bench.page.results import Results, as_bytes
-from bench.page.targets import LEAST, ON_HOST, PAPER
+from bench.page.targets import ON_HOST, PAPER
 from chopgrad import Sampled
 from suite.tables import markdown_table, with_interval
 
-KNOWN_AS: Mapping[Method, str] = {PAPER: " (the paper's)", LEAST: " (`chopgrad.patch(vae)`)"}
+KNOWN_AS: Mapping[Method, str] = {PAPER: " (the paper's)"}
 NO_ERROR = 0.0005
 """Relative error that is rounding."""
 LEGEND = """\

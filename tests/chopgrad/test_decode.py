@@ -543,7 +543,7 @@ def test_what_has_no_meaning_is_refused():
         chopgrad.decode(decoder, z.float())
 
 
-def test_the_default_is_exact_and_walks_pieces(stock_graphs):
+def test_the_default_is_exact_and_less_may_be_asked_for(stock_graphs):
     vae, decoder, z = case(latent_frames=6)
     assert_same(gradients(chopgrad.decode(decoder, z), [z]), gradients(vae.decode(z).sample, [z]))
 
@@ -552,7 +552,8 @@ def test_the_default_is_exact_and_walks_pieces(stock_graphs):
             clip_loss(chopgrad.decode(decoder, z, *strategy)).backward()
         return memory.peak_bytes
 
-    assert peak() < 0.6 * peak(Exact(offload=False)) < 0.6 * peak(Full())
+    assert peak() == peak(Exact())
+    assert peak(Exact(within=1)) < 0.6 * peak(Exact(offload=False)) < 0.6 * peak(Full())
 
 
 def replaced_module(vae):

@@ -5,13 +5,11 @@ from dataclasses import replace
 import pytest
 
 from bench.baselines import FirstLatents
-from bench.cases import Case, Inside, plain
+from bench.cases import Case, Inside
 from bench.page.costs import costs, representative
 from bench.page.results import Results
 from bench.page.tables import report
-from bench.page.targets import LEAST
 from chopgrad import Chop, Exact, Full, Sampled
-from chopgrad.strategies import RECOMMENDED
 from suite.records import provenance, write_record
 
 MADE_BY = provenance() | {"dirty": False}
@@ -160,7 +158,3 @@ def test_the_page_opens_with_what_is_asked_first(measured):
              "## How good the predictions are", "## Targets of this project"]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
-
-
-def test_the_one_line_is_what_the_table_says():
-    assert plain(LEAST) == RECOMMENDED and LEAST.checkpoint == "frame"
