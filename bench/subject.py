@@ -67,7 +67,9 @@ class Subject:
             decoder = chopgrad.decoder_for(decoder.vae, checkpoint=method.checkpoint, check=False)
             method = method.strategy
         if isinstance(method, Whole):
-            loss = self.loss_fn(chopgrad.decode(decoder, leaf, method.strategy), self._part(slice(None)))
+            # Both are held meanwhile, as a training step holds them.
+            frames, target = chopgrad.decode(decoder, leaf, method.strategy), self._part(slice(None))
+            loss = self.loss_fn(frames, target)
         else:
             loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])

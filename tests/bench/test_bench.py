@@ -137,9 +137,9 @@ def test_predictions_are_what_a_run_takes(method):
 
 
 def test_only_inside_recomputes_within_a_group():
-    subject = Subject(Case("wan2.1", 9, 32, 32, Exact(pieces=True)))
+    subject = Subject(Case("wan2.1", 9, 32, 32, Exact(offload=False)))
     peaks = {}
-    for method in (Exact(pieces=True), Inside("frame", Exact(pieces=True))):
+    for method in (Exact(offload=False), Inside("residual", Exact(offload=False))):
         with PeakMemory() as memory:
             subject.run(method)
         peaks[label(method)] = memory.peak_bytes
@@ -155,7 +155,7 @@ def test_a_decoder_that_is_meant_to_train_is_not_told_of():
 
 def test_what_waits_on_the_host_is_predicted_as_such():
     full, saved = (predict(Case("wan2.1", 9, 16, 16, m)) for m in (Full(), SavedOnCpu()))
-    assert saved["peak_bytes"] < 0.5 * full["peak_bytes"]
+    assert saved["peak_bytes"] < 0.75 * full["peak_bytes"]  # a graph keeps less than it did, the rest is what runs
     assert saved["host_bytes"] > 0.5 * full["peak_bytes"]
 
 
