@@ -69,7 +69,7 @@ class Subject:
         if isinstance(method, Whole):
             # Both are held meanwhile, as a training step holds them.
             frames, target = chopgrad.decode(decoder, leaf, method.strategy), self._part(slice(None))
-            loss = self.loss_fn(frames, target)
+            loss = self.loss_fn(frames, target).clone()  # mse_loss on a CPU returns a scalar in a video's storage
         else:
             loss = chopgrad.frame_loss(decoder, leaf, self._part, self.loss_fn, method)
         gradient, *_ = torch.autograd.grad(loss, [leaf, *parameters])

@@ -203,7 +203,7 @@ def test_the_commands_of_the_page_are_understood(words):
 def test_the_page_has_a_command_for_every_analysis():
     names = {words[1] for words in documented()}
     assert {f"analysis/{name}.py" for name in ("backbone_gradient", "estimators", "training_bias")} < names
-    assert len(documented()) == 8
+    assert len(documented()) == 9
     (published,) = (w for w in documented() if "--pretrained" in w)
     config = tyro.cli(backbone_gradient.Config, args=published[2:])
     assert config.published.pretrained == config.task.vae and config.task.size == 256
