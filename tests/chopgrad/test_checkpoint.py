@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import chopgrad
 from chopgrad import Chop, Exact, Full, Sampled
+from chopgrad.decoders.wan import WanDecoder
 from chopgrad.memory import PeakMemory
 from tests.chopgrad.test_gradient import case, compare
 from tests.models import VAES, build, latents_for
@@ -68,9 +69,12 @@ def test_memory_falls_with_the_size_of_what_is_recomputed(name, stock_graphs):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "meaning"), [(Exact(pieces=True), "frame"), (Exact(offload=False), None), (Full(), None)], ids=str
+    ("strategy", "of_use", "meaning"),
+    [(Exact(pieces=True), True, "frame"), (Exact(pieces=True), False, None), (Full(), True, None)],
+    ids=["pieces", "pieces of a class whose norms keep little", "full"],
 )
-def test_left_out_it_goes_frame_by_frame_where_pieces_are_walked(strategy, meaning, stock_graphs):
+def test_left_out_it_goes_frame_by_frame_where_pieces_are_walked(strategy, of_use, meaning, stock_graphs, monkeypatch):
+    monkeypatch.setattr(WanDecoder, "recomputes_frames", of_use)
     vae = build("wan2.1")
     z = latents_for(vae, 4, size=4).requires_grad_()
 
