@@ -42,8 +42,8 @@ def parts(x: Tensor) -> Iterator[tuple[slice, ...]]:
     count = max(1, min(ceil(PARTS / frames), x.numel() // (frames * SMALLEST), height))
     rows = ceil(height / count)
     places = [(t, top) for t in range(frames) for top in range(0, height, rows)]
-    if x.is_meta:  # memory is being predicted: the first two stand for all
-        places = places[:2]
+    if x.is_meta:  # memory is being predicted: the first few stand for all
+        places = places[:3]
     for t, top in places:
         yield slice(None), slice(None), slice(t, t + 1), slice(top, top + rows)
 

@@ -56,7 +56,8 @@ def test_predictions_are_what_a_run_takes(folders, name, gradient, recwarn):
     predictions = plan_encoder(str(folders / name), frames, size_of(name), size_of(name), **settings)
     for strategy, prediction in zip(strategies, predictions, strict=True):
         truth = measured(name, frames, strategy, gradient)
-        assert prediction.device_bytes == pytest.approx(truth, rel=0.02), strategy
+        # In so small a model one of its tensors weighs more than the share.
+        assert prediction.device_bytes == pytest.approx(truth, rel=0.02, abs=5_000), strategy
         assert prediction.host_bytes == 0 or prediction.host_bytes < 10_000
     assert not [w for w in recwarn if w.category is UserWarning and "gradients" in str(w.message)]
 
@@ -85,8 +86,9 @@ def test_what_the_gradient_is_of(folders):
         for of in ("both", "parameters", "video")
     )
     weights = sum(p.nbytes for p in chopgrad.encoder_for(build("wan2.1", torch.float32)).parameters())
-    assert both - parameters == pytest.approx(3 * 33 * 32 * 32 * 4, rel=0.1)  # the video's gradient
-    assert both - video == pytest.approx(weights, rel=0.5)
+    # The video's gradient, and that of the group of four frames that is being added to it, with what it is made of.
+    assert 33 <= (both - parameters) / (3 * 32 * 32 * 4) <= 33 + 2 * 4
+    assert weights <= both - video <= 2 * weights  # their gradient, and the inputs that their convolutions keep
     with pytest.raises(ValueError, match="gradient must be 'both', 'parameters' or 'video', got 'all'"):
         plan_encoder("wan2.1", 5, 16, 16, gradient="all")
     with pytest.raises(ValueError, match="depends on its draw"):
