@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from chopgrad import arguments
+from chopgrad.units import bytes_of
 
 
 def main(words: list[str] | None = None) -> int:
@@ -13,8 +14,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         arguments.size_of(options.size, "64x64" if options.command == "audit" else "720x1280")
         if options.command == "plan":
-            arguments.bytes_of("--budget", options.budget)
-            arguments.bytes_of("--host-budget", options.host_budget)
+            bytes_of("--budget", options.budget)
+            bytes_of("--host-budget", options.host_budget)
             arguments.rates_of(options.rates)
             arguments.check_encoder(options)
             arguments.check_vae(options.vae)

@@ -9,8 +9,6 @@ from pathlib import Path
 import chopgrad
 from chopgrad.published import ARCHITECTURES
 
-UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="chopgrad", description="Pixel losses through causal-cache video decoders.")
@@ -68,15 +66,6 @@ def size_of(text: str, example: str = "720x1280") -> tuple[int, int]:
     if not match:
         raise ValueError(f"--size must be HEIGHTxWIDTH in pixels, such as {example}; got '{text}'.")
     return int(match[1]), int(match[2])
-
-
-def bytes_of(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
-    if not match or match[2].upper() not in UNITS:
-        raise ValueError(f"{option} must be a number with a unit, such as 24GiB; got '{text}'.")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def rates_of(text: str | None) -> tuple[float, float, float] | None:

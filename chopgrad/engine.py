@@ -215,9 +215,10 @@ class Sweep:
         carry_in = carries[i] if keeps else carries.pop(i)
         if swept and self._whole:
             (piece,) = self._forward.pieces
-            kept.graphs[i] = graph = self._graph(
-                piece, (self._forward.taken(i),), self.host.get(carry_in[0]), self.source_needs_grad
-            )
+            with self._forward.unchanged():
+                kept.graphs[i] = graph = self._graph(
+                    piece, (self._forward.taken(i),), self.host.get(carry_in[0]), self.source_needs_grad
+                )
             onward = i + 1 < len(self.groups)
             frames, carry = graph.outputs[0], [self.host.put(graph.detached_carry())] if onward else []
         else:

@@ -6,7 +6,8 @@ walked piece by piece, those of the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,13 +82,11 @@ class Forward:
             RuntimeError: a buffer changes, or random numbers are drawn, and groups run more than once.
         """
         features: Features = (self.taken(i),)
-        predicted = self._source.is_meta or isinstance(self._source, FakeTensor)  # there are no values
-        random = self._random_state() if self.repeats and not predicted else None
         if inputs is not None:
             inputs.append(features)
         onward = to_the_end and i + 1 < len(self._groups)
         after: Carry = []
-        with torch.no_grad():
+        with torch.no_grad(), self.unchanged():
             for k, piece in enumerate(self.pieces if to_the_end else self.pieces[:-1]):
                 wanted = inputs is not None and k + 1 < len(self.pieces)
                 if self._strips:
@@ -105,13 +104,22 @@ class Forward:
                     there = dict(zip(map(id, entering), inputs[-1], strict=True))
                     inputs.append(features if k + 1 < self._resident else self._waiting(features, there))
                 del entering, state, new
+        return (self._strips.joined(features[0]) if self._strips and to_the_end else features[0]), after
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Raises:
+        RuntimeError: a buffer changes meanwhile, or random numbers are drawn, and groups run more than once.
+        """
+        predicted = self._source.is_meta or isinstance(self._source, FakeTensor)  # there are no values
+        random = self._random_state() if self.repeats and not predicted else None
+        yield
         self._check_buffers()
         if random is not None and not torch.equal(random, self._random_state()):
             raise RuntimeError(
                 f"The {self._model.part} draws random numbers whenever it runs (a hook, dropout of its own?), so that "
                 "a step cannot be repeated: call vae.eval(), or use ordinary back-propagation, Full()."
             )
-        return (self._strips.joined(features[0]) if self._strips and to_the_end else features[0]), after
 
     def inputs(self, i: int, carry: Carry) -> list[Features]:
         """The features that enter each piece of group i."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from chopgrad.recurrence import Features, Piece
+Features = tuple[Tensor, ...]
+"""What one piece of a step hands to the next: the main features first, then what a later piece needs (skips)."""
+
+Piece = Callable[[Features, Any], tuple[Features, Any]]
+"""A pure part of a step: ``(features, its slice of the state) -> (features, the slice for the next group)``."""
 
 
 @dataclass(frozen=True)

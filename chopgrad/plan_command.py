@@ -17,6 +17,7 @@ from chopgrad.planner import prediction as decoders
 from chopgrad.planner.estimate import Estimator, encoder_estimator, estimator
 from chopgrad.planner.remedies import Remedy, remedies
 from chopgrad.planner.seconds import H200, Card
+from chopgrad.units import bytes_of
 
 GIB = 2**30
 ANY = 1 << 62
@@ -26,8 +27,8 @@ ANY = 1 << 62
 def run(options: argparse.Namespace) -> int:
     """0, or 2 for what cannot be predicted."""
     budgets = (
-        arguments.bytes_of("--budget", options.budget),
-        arguments.bytes_of("--host-budget", options.host_budget),
+        bytes_of("--budget", options.budget),
+        bytes_of("--host-budget", options.host_budget),
     )
     said = _say if sys.stderr.isatty() else lambda _: None
     try:

@@ -16,16 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chopgrad.frozen import lean
+from chopgrad.local import Features as Features
 from chopgrad.local import Local
+from chopgrad.local import Piece as Piece
 
 State = Any
 """A pytree whose tensor leaves are the causal cache; other leaves (None, markers) pass through untouched."""
-
-Features = tuple[Tensor, ...]
-"""What one piece of a step hands to the next: the main features first, then what a later piece needs (skips)."""
-
-Piece = Callable[[Features, Any], tuple[Features, Any]]
-"""A pure part of a step: ``(features, its slice of the state) -> (features, the slice for the next group)``."""
 
 Blocks = list[list[list[Piece]]]
 """A model's blocks, each a list of units (a residual block, an attention, an upsampler), each a list of pieces."""
@@ -86,7 +82,7 @@ class Recurrence(ABC):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        if "step" in vars(cls):  # of one piece
+        if vars(cls).get("step", Recurrence.step) is not Recurrence.step:  # of one piece
             cls.step = lean(cls.step)  # type: ignore[method-assign]
 
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint = "auto") -> None:

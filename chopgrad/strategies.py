@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import torch
 
-from chopgrad.arguments import bytes_of
+from chopgrad.units import bytes_of
 
 
 def _check_int(owner: str, name: str, value: int, least: int) -> None:

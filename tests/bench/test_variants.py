@@ -13,7 +13,7 @@ CASE = Case("cogvideox", 9, 16, 16, Exact(offload=False))
 
 
 @pytest.mark.parametrize("name", ["checkpoint=residual", "channels last"])
-def test_a_variant_is_compared_with_the_plain_decoder(name):
+def test_a_variant_is_compared_with_the_plain_decoder(name, stock_graphs):
     subject = Subject(CASE)
     plain = subject.decoder
     found = measure(subject, VARIANTS[name](plain.vae), Chop(1), Chop(1), rounds=2)

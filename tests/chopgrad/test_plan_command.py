@@ -42,13 +42,13 @@ def test_the_table_is_a_frontier(arguments, capsys):
     assert isinstance(scope["decoder"], chopgrad.CausalDecoder)
     assert isinstance(scope["strategy"], Full | Exact | Chop)
     assert main([*arguments, "--budget", "1GiB", "--all"]) == 0
-    assert len(table(capsys.readouterr().out)) == 19
+    assert len(table(capsys.readouterr().out)) == 23
 
 
 def test_json_has_every_row_and_fields(arguments, capsys):
     assert main([*arguments, "--json", "--budget", "1GiB", "--host-budget", "1GiB", "--rates", "100,1000,20"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["predictions"]) == 19
+    assert len(found["predictions"]) == 23
     assert 5 <= sum(row["frontier"] for row in found["predictions"]) <= 8
     assert {row["fits"] for row in found["predictions"]} == {True}
     assert all(
