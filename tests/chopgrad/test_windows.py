@@ -293,7 +293,7 @@ def test_a_vae_without_groups_says_what_helps(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_device_memory_does_not_depend_on_the_number_of_frames(name):
+def test_device_memory_does_not_depend_on_the_number_of_frames(name, stock_graphs):
     """On tensors without data, where "meta" plays the device and the CPU is the host."""
     made(name)
 
