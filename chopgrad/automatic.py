@@ -56,7 +56,7 @@ class Form(Exact):
         if plan.strips:
             walked = f"pieces in {plan.strips} strips"
         elif plan.pieces:
-            kept = {0: "their inputs on the host"}.get(plan.resident, f"inputs of {plan.resident} on the device")
+            kept = f"inputs of {plan.resident} on the device" if plan.resident else "their inputs on the host"
             walked = "pieces" + (f", {kept}" if plan.offload else "")
         else:
             walked = f"whole groups, graphs of the last {plan.graphs} kept" if plan.graphs else "whole groups"

@@ -91,7 +91,7 @@ class Strips:
             made, new = strip.run(readers, entering, slices, pooled.given)
             found, spec_after = tree_flatten(new)
             if not outputs:
-                passed = [next((k for k, y in enumerate(entering) if y is x), None) for x in made]
+                passed = [_place(x, entering) for x in made]
                 outputs, after = [_Made(readers[0]) for _ in made], [_Made(readers[0]) for _ in found]
                 kept_on = [cuts[k] for k in passed if k is not None]
                 for x, reader in zip(cuts, readers, strict=True):
@@ -190,7 +190,7 @@ class Strips:
     ) -> tuple[tuple[Any, ...], Any, Sequence[Any] | None]:
         entering = tuple(self.joined(x) for x in features)
         made, new = piece(entering, self.joined(state))
-        passed = [next((k for k, y in enumerate(entering) if y is x), None) for x in made]
+        passed = [_place(x, entering) for x in made]
         results = tuple(x if k is None else features[k] for x, k in zip(made, passed, strict=True))
         kept = None
         if waiting is not None:
@@ -298,8 +298,7 @@ class _Strip:
         def run(given: Features, state: Any) -> tuple[Features, Any]:
             features, statistics = given[: len(readers)], given[len(readers) :]
             made, new = self.run(readers, features, state, statistics)
-            passed = [next((k for k, y in enumerate(features) if y is x), 0) for x in made]
-            outputs = tuple(self.core(x, readers[k]) for x, k in zip(made, passed, strict=True))
+            outputs = tuple(self.core(x, readers[_place(x, features) or 0]) for x in made)
             return outputs, tree_map_only(Tensor, lambda x: self.core(x, readers[0]), new)
 
         return run
@@ -499,6 +498,11 @@ def _each(strips: Strips, piece: Local, cuts: Sequence[Cut]) -> Iterator[tuple[_
     for strip in strips.along(piece, cuts, [reader]):
         x = strip.read(reader)
         yield strip, x
+
+
+def _place(x: Any, features: Sequence[Any]) -> int | None:
+    """Which of the features it is, if a piece only passes it on."""
+    return next((k for k, y in enumerate(features) if y is x), None)
 
 
 def _is_cut(x: Any) -> bool:
