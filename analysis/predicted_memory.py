@@ -21,7 +21,7 @@ from chopgrad import Strategy
 from chopgrad.planner import plan
 from suite.command_line import run_main
 from suite.progress import track
-from suite.records import Record, provenance, read_record, write_record
+from suite.records import Record, finished, provenance, read_record, write_record
 from suite.tables import markdown_table
 
 matplotlib.use("Agg")
@@ -47,12 +47,8 @@ def predict(name: str, path: Path) -> Record:
     strategies: Sequence[Strategy] | None = None if name in CASES else KEY_STRATEGIES
     settings["strategies"] = "default" if strategies is None else [label(s) for s in strategies]
     made_by = provenance()
-    try:
-        old = read_record(path)
-        if old.settings == settings and old.provenance["commit"] == made_by["commit"] and not made_by["dirty"]:
-            return old
-    except (ValueError, KeyError):
-        pass
+    if old := finished(path, settings, made_by):
+        return old
     rows = [
         {
             "strategy": label(Inside(p.checkpoint, p.strategy) if p.checkpoint else p.strategy),

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from analysis.real_clips import Crops, conclude, measure_crops, short_name
 from analysis.settings import OnClips
@@ -74,8 +75,16 @@ def held_fixed() -> Iterator[list[str]]:
         called.append("attention")
         return attention(*args, **kwargs).detach()
 
-    with patch.object(F, "group_norm", group_norm), patch.object(F, "scaled_dot_product_attention", without_gradient):
-        yield called
+    # Modules with a hook are called as they are: of others the library runs a form of its own that keeps less.
+    hook = register_module_forward_pre_hook(lambda *_: None)
+    try:
+        with (
+            patch.object(F, "group_norm", group_norm),
+            patch.object(F, "scaled_dot_product_attention", without_gradient),
+        ):
+            yield called
+    finally:
+        hook.remove()
 
 
 def _errors(decoder: CausalDecoder, latents: Tensor, video: Tensor, spaces: tuple[int, ...]) -> dict[str, Any]:
@@ -98,6 +107,8 @@ def measure(config: Config) -> list[Record]:
             with held_fixed() as called, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 fixed = _errors(decoder, latents, video, config.spaces)
+            if not called:
+                raise ValueError("This decoder calls no group norm and no attention: there is nothing to hold fixed.")
             rows = latents.shape[-2]
             return {"latent_rows": rows, "as_it_is": as_it_is, "fixed": fixed, "held_fixed": sorted(set(called))}
 

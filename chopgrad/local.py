@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from chopgrad.pieces.plain import has_hook
+
 Features = tuple[Tensor, ...]
 """What one piece of a step hands to the next: the main features first, then what a later piece needs (skips)."""
 
@@ -46,7 +48,7 @@ def local(run: Piece, *modules: nn.Module, scale: int = 1) -> Piece:
     """
     radius = 0
     for module in (m for called in modules for m in called.modules()):
-        if module._forward_hooks or module._forward_pre_hooks or not is_local(module):
+        if has_hook(module) or not is_local(module):
             return run
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             radius += module.dilation[-2] * (module.kernel_size[-2] // 2)  # one after the other at worst

@@ -19,6 +19,7 @@ from chopgrad.frozen import lean
 from chopgrad.local import Features as Features
 from chopgrad.local import Local
 from chopgrad.local import Piece as Piece
+from chopgrad.pieces.plain import has_hook
 
 State = Any
 """A pytree whose tensor leaves are the causal cache; other leaves (None, markers) pass through untouched."""
@@ -311,8 +312,7 @@ def check_hooks(modules: Sequence[PassedBy], part: str) -> None:
                 f"'{name}' of the VAE has become a {type(module).__name__} since decoder_for or encoder_for looked "
                 "at it: call that again."
             )
-        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-        if any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module):
+        if has_hook(module) or "forward" in vars(module):
             raise ValueError(
                 f"A hook on '{name}' of the VAE (or offloading by blocks) would not be run, because the {part} does "
                 "not call it but what is inside it: remove it, or put it on a convolution or norm that is called."

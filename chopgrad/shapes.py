@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chopgrad.memory import tensors
@@ -14,7 +16,45 @@ from chopgrad.memory import tensors
 META = torch.device("meta")
 
 
-class ShapesOnly(TorchDispatchMode):
+@cache
+def fuse_attention() -> Library:
+    """From now on attention on meta tensors is PyTorch's memory-efficient kernel, which keeps no matrix of weights.
+
+    On a device PyTorch chooses such a kernel by itself, on meta it writes attention out as products of matrices. This
+    kernel takes heads of any size, such as the one of 384 channels in Wan's decoder. Tensors with data are not touched.
+    """
+    library = Library("aten", "IMPL")
+    library.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
+    return library  # the kernel goes with it
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """``F.scaled_dot_product_attention``, whose names of arguments these are."""
+    heads = [x if x.dim() == 4 else x.view(1, *x.shape) for x in (query, key, value)]
+    if enable_gqa:
+        heads[1:] = (x.repeat_interleave(heads[0].shape[1] // x.shape[1], dim=1) for x in heads[1:])
+    if attn_mask is not None:
+        mask = attn_mask if attn_mask.is_floating_point() else torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = mask.expand(*heads[0].shape[:2], query.shape[-2], key.shape[-2])
+    keeps = torch.is_grad_enabled() and any(x.requires_grad for x in heads)
+    y = torch.ops.aten._scaled_dot_product_efficient_attention(
+        *heads, attn_mask, keeps, dropout_p, is_causal, scale=scale
+    )[0]
+    return y.view(*query.shape[:-1], value.shape[-1])
+
+
+class WithoutData(TorchDispatchMode):
+    """What the modes for meta tensors have in common: attention is the kernel that a device would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        fuse_attention()
+
+
+class ShapesOnly(WithoutData):
     """What runs inside runs on PyTorch's meta device, which plays the device *and* the host: nothing has data.
 
     What is asked to be on the CPU is made on meta too; ``PeakMemory("meta")``, entered inside, still sees where it was

@@ -100,6 +100,16 @@ def read_record(path: Path) -> Record:
     return Record(path, *(content[part] for part in PARTS))
 
 
+def finished(path: Path, settings: Mapping[str, Any], made_by: Mapping[str, Any]) -> Record | None:
+    """The record that is there already, if these settings and the same clean commit made it."""
+    try:
+        old = read_record(path)
+    except (ValueError, KeyError):
+        return None
+    same = old.settings == settings and old.provenance["commit"] == made_by["commit"]
+    return old if same and not made_by["dirty"] else None
+
+
 def read_records(folder: Path) -> Iterator[Record]:
     """Every record of a folder in order of name; half-written and foreign files are reported and skipped."""
     for path in sorted(Path(folder).glob("*.json")):

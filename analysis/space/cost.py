@@ -26,7 +26,7 @@ from chopgrad.planner.architectures import build, latent_frames_of, spatial_fact
 from chopgrad.shapes import ShapesOnly
 from suite.claims import Claim, Verdict
 from suite.progress import track
-from suite.records import Record, provenance, read_record, write_record
+from suite.records import Record, finished, provenance, read_record, write_record
 from suite.vaes import EMBEDDED, load_vae
 
 ROUNDS = 3
@@ -106,12 +106,8 @@ def measure_cost(path: Path, full: bool) -> Record:
         "strips": strips, "rounds": ROUNDS, "timed_latents": list(timed), "full": full,
     }  # fmt: skip
     made_by = provenance()
-    try:
-        old = read_record(path)
-        if old.settings == settings and old.provenance["commit"] == made_by["commit"] and not made_by["dirty"]:
-            return old
-    except (ValueError, KeyError):
-        pass
+    if old := finished(path, settings, made_by):
+        return old
     groups = 1 + (frames - 1) // 4
     rows = []
     asked = strategies(groups, strips, full)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
@@ -18,7 +16,7 @@ from chopgrad.local import Local, Pooled, local
 from chopgrad.pieces import pooled_norm
 from chopgrad.pieces.cogvideox import residual
 from chopgrad.pieces.group_norm import frames_per_latent, normed_silu, takes
-from chopgrad.pieces.plain import is_plain
+from chopgrad.pieces.plain import has_hook, is_plain
 
 
 class CogVideoXDecoder(ScaledLatents, CausalDecoder):
@@ -75,8 +73,7 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
     def _activate(self, norm: Any, activation: Any, x: Tensor, z: Tensor, **strip: Any) -> Tensor:
         if strip:
             return self._activate_rows(norm, activation, x, z, **strip)
-        odd = x.shape[2] > 1 and x.shape[2] % 2 == 1
-        frames = frames_per_latent(x.shape[2], z.shape[2], first_alone=odd)
+        frames = _frames_per_latent(x, z)
         parts = ("CogVideoXSpatialNorm3D", norm), ("SiLU", activation), *_convolutions(norm)
         if all(is_plain(part, (name,)) for name, part in parts) and takes(norm.norm_layer, x, z, frames):
             assert frames is not None
@@ -93,28 +90,25 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
         latents' size, before these are spread.
         """
         (start, stop), (first, _) = rows
-        frames, width = x.shape[2], x.shape[-1]
-        factor = width // z.shape[-1]
+        frames = _frames_per_latent(x, z)
+        if frames is None:
+            raise RuntimeError(f"{z.shape[2]} latents do not divide {x.shape[2]} frames evenly: leave out strips.")
+        factor = x.shape[-1] // z.shape[-1]
         top = start - first * factor
 
-        def spread(y: Tensor, count: int) -> Tensor:
+        def spread(y: Tensor) -> Tensor:
             y = y.repeat_interleave(factor, dim=-2)[..., top : top + stop - start, :]
-            return interpolate(y, (count, stop - start, width))
+            return y.repeat_interleave(factor, dim=-1)
 
         def function(x: Tensor, of_all: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
             y = pooled_norm.normalized(norm.norm_layer, x, of_all)
-            return activation(y * spread(scale, x.shape[2]) + spread(shift, x.shape[2]))
+            return activation(y * spread(scale) + spread(shift))
 
-        scale, shift = norm.conv_y(z)[0], norm.conv_b(z)[0]
-        alone = int(frames > 1 and frames % 2)  # the first frame of an odd number
-        bounds = range(alone, frames + 1)
+        of_latents = norm.conv_y(z)[0], norm.conv_b(z)[0]
+        latents = [k for k, count in enumerate(frames) for _ in range(count)]
         made = []
-        for a, b in [(0, 1)] * alone + [*pairwise(bounds)]:
-            at = slice(0, 1)
-            if a >= alone and z.shape[2] > 1:
-                per_latent = (frames - alone) // (z.shape[2] - alone)
-                at = slice(alone + (a - alone) // per_latent, alone + -(-(b - alone) // per_latent))
-            given = (x[:, :, a:b], of_all, scale[:, :, at], shift[:, :, at])
+        for frame, k in enumerate(latents):
+            given = (x[:, :, frame : frame + 1], of_all, *(y[:, :, k : k + 1] for y in of_latents))
             graded = torch.is_grad_enabled()
             made.append(checkpoint(function, *given, use_reentrant=False) if graded else function(*given))
         return torch.cat(made, dim=2)
@@ -125,6 +119,11 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
         x = self._activate(decoder.norm_out, decoder.conv_act, x, z, **strip)
         x, cached = decoder.conv_out(x, conv_cache=cached)
         return (x,), cached  # upstream does not clamp
+
+
+def _frames_per_latent(x: Tensor, z: Tensor) -> list[int] | None:
+    odd = x.shape[2] > 1 and x.shape[2] % 2 == 1
+    return frames_per_latent(x.shape[2], z.shape[2], first_alone=odd)
 
 
 def _convolutions(norm: Any) -> list[tuple[str, Any]]:
@@ -142,7 +141,7 @@ def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Featur
 def _piece(run: Any, norm: Any, *modules: nn.Module) -> Piece:
     """A piece that is local but for the group norm inside a norm by the latents."""
     inside = getattr(norm, "norm_layer", None)
-    if type(inside) is not nn.GroupNorm or any(m._forward_hooks or m._forward_pre_hooks for m in (norm, inside)):
+    if type(inside) is not nn.GroupNorm or has_hook(norm) or has_hook(inside):
         return run
     found = local(run, norm.conv_y, norm.conv_b, *modules)
     if not isinstance(found, Local):

@@ -24,13 +24,18 @@ def is_plain(module: Any, names: Collection[str]) -> bool:
     cls = type(module)
     if cls.__name__ not in names or "forward" in vars(module) or getattr(module, "_compiled_call_impl", None):
         return False
-    if any(getattr(module, kind, None) or getattr(hooks_of_all, f"_global{kind}", None) for kind in _HOOKS):
+    if has_hook(module) or any(getattr(hooks_of_all, f"_global{kind}", None) for kind in _HOOKS):
         return False
     # A forward that somebody put on the class has another name, or comes from elsewhere.
     definer = next(c for c in cls.__mro__ if "forward" in vars(c))
     forward = vars(definer)["forward"]
     own = f"{definer.__qualname__}.forward", definer.__module__
     return (getattr(forward, "__qualname__", None), getattr(forward, "__module__", None)) == own
+
+
+def has_hook(module: Any) -> bool:
+    """Whether somebody put a hook on this very module."""
+    return any(getattr(module, kind, None) for kind in _HOOKS)
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from chopgrad.memory import tensors
-from chopgrad.shapes import META, recipe, signature
+from chopgrad.shapes import META, WithoutData, recipe, signature
 
 
 class Work(NamedTuple):
@@ -32,7 +31,7 @@ Works = Counter[Work]
 """How often each was done."""
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(WithoutData):
     """``with Ledger() as ledger: ...``: the computation runs on meta tensors, and each operator is entered once.
 
     An operator is worked out once for each shape of its arguments, as in ``chopgrad.shapes.ShapesOnly``; what is asked

@@ -59,7 +59,7 @@ def test_exact_baselines_give_the_gradient_of_full_back_propagation(name, baseli
     assert relative_error(got[1], expected[1]) < 1e-10
 
 
-def test_upstream_checkpointing_saves_memory_and_is_switched_off_again():
+def test_upstream_checkpointing_saves_memory_and_is_switched_off_again(stock_graphs):
     decoder, latents, target = subject("cogvideox")
     with PeakMemory() as plain:
         full(decoder, latents, target)

@@ -12,24 +12,15 @@ from chopgrad.__main__ import main
 from chopgrad.memory import PeakMemory
 from chopgrad.planner import encoder as encoder_module
 from chopgrad.planner import peaks, plan_encoder
-from tests.models import VAES, build
+from tests.models import build
 
 FRAMES = {"cogvideox": 65}
 """Long enough that the planner extrapolates; of the others 29."""
 ON_DEVICE = [Full(), Exact(offload=False), Exact(pieces=True), Chop(1), Chop(1, block=2, recompute=True)]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder per VAE that holds a config and no weights."""
-    folder = tmp_path_factory.mktemp("configs")
-    for name in VAES:
-        VAES[name]().save_config(folder / name)
-    return folder
-
-
 def size_of(name):
-    return 2 * chopgrad.encoder_for(build(name), check=False).spatial_factor
+    return 4 * chopgrad.encoder_for(build(name), check=False).spatial_factor
 
 
 def measured(name, frames, strategy, gradient):
@@ -56,8 +47,9 @@ def test_predictions_are_what_a_run_takes(folders, name, gradient, recwarn):
     predictions = plan_encoder(str(folders / name), frames, size_of(name), size_of(name), **settings)
     for strategy, prediction in zip(strategies, predictions, strict=True):
         truth = measured(name, frames, strategy, gradient)
-        # In so small a model one of its tensors weighs more than the share.
-        assert prediction.device_bytes == pytest.approx(truth, rel=0.02, abs=5_000), strategy
+        # Full's peak is at the end of the last group's backward pass where the video is long beside the features, which
+        # are few here, and at its beginning in the short videos that are followed.
+        assert prediction.device_bytes == pytest.approx(truth, rel=0.06 if strategy == Full() else 0.01), strategy
         assert prediction.host_bytes == 0 or prediction.host_bytes < 10_000
     assert not [w for w in recwarn if w.category is UserWarning and "gradients" in str(w.message)]
 

@@ -14,19 +14,11 @@ from chopgrad.planner.seconds import H200, relative_seconds
 from suite.records import ROOT
 from suite.vaes import EMBEDDED
 from tests.linear_decoder import LinearDecoder
-from tests.models import VAES, build
+from tests.models import build
 
 CPU = Card(6e10, 1e10, 1e10, operator_seconds=5e-5)
 """Two threads of the machine of results/time: not measured: of six guesses the one that
 agrees best with the records."""
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("configs")
-    for name in VAES:
-        VAES[name]().save_config(folder / name)
-    return folder
 
 
 def compare(swept, estimated, host_tolerance=0.05):

@@ -30,15 +30,6 @@ ON_DEVICE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder per VAE that holds a config and no weights."""
-    folder = tmp_path_factory.mktemp("configs")
-    for name in VAES:
-        VAES[name]().save_config(folder / name)
-    return folder
-
-
 def measured(name, latents, shape, strategy, *, loss, frames_loss, trainable):
     """Peak of a real run in float32, weights and latents (of shape ``latents``) included; ``shape`` is the video's.
 
