@@ -1,4 +1,4 @@
-"""``Exact()``: which of its forms to take, worked out from the memory that is free: the fastest that fits."""
+"""``Exact()`` and ``strips="auto"``: the fastest form that fits, worked out from the memory that is free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chopgrad.memory import available_bytes
 from chopgrad.recurrence import Group, Recurrence
-from chopgrad.strategies import Exact, Plan, Sampled, Strategy
+from chopgrad.strategies import Chop, Exact, Plan, Sampled, Strategy
 
 _log = logging.getLogger("chopgrad")
 _T = TypeVar("_T")
@@ -33,7 +33,7 @@ SMALL = 1_000_000
 
 @dataclass(frozen=True)
 class Form(Exact):
-    """A form of ``Exact``, with settings that nobody needs to choose.
+    """What was chosen, with settings that nobody needs to choose.
 
     Args:
         settings: what the engine reads.
@@ -94,13 +94,13 @@ def with_room(
     streams: bool,
     run: Callable[[Strategy], _T],
 ) -> _T:
-    """``run(strategy)``, with what ``Exact()`` stands for; one step further down where that runs out of memory.
+    """``run(strategy)``, with what is left to us chosen; one step further down where that runs out of memory.
 
     Args:
         streams: the loss sees one group at a time.
     """
     inner = strategy.strategy if isinstance(strategy, Sampled) else strategy
-    if not isinstance(inner, Exact) or not inner.is_automatic:
+    if not isinstance(inner, Exact | Chop) or not inner.is_automatic:
         return run(strategy)
     key = _key(inner, model, source, streams)
     if key not in model.chosen:
@@ -127,19 +127,30 @@ def again_with_less(strategy: Strategy, model: Recurrence, run: Callable[[Strate
     model.chosen[form.key] = lower
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    _log.warning("Exact(): out of memory, in spite of the prediction; going on with %s.", lower.form)
+    _log.warning("%s: out of memory, in spite of the prediction; going on with %s.", form.key.strategy, lower.form)
     form = replace(lower.form, key=form.key)
     return run(replace(strategy, strategy=form) if isinstance(strategy, Sampled) else form)
 
 
-def _key(strategy: Exact, model: Recurrence, source: Tensor, streams: bool) -> Any:
+class _Key(NamedTuple):
     """What a choice depends on."""
+
+    strategy: Exact | Chop
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    graded: Any
+    streams: bool
+    checkpoint: Any
+
+
+def _key(strategy: Exact | Chop, model: Recurrence, source: Tensor, streams: bool) -> _Key:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     graded = torch.is_grad_enabled() and (source.requires_grad, trained)
-    return strategy.within, tuple(source.shape), source.dtype, source.device, graded, streams, model.checkpoint
+    return _Key(strategy, tuple(source.shape), source.dtype, source.device, graded, streams, model.checkpoint)
 
 
-def choose(strategy: Exact, model: Recurrence, source: Tensor, groups: Sequence[Group], streams: bool) -> Choice:
+def choose(strategy: Exact | Chop, model: Recurrence, source: Tensor, groups: Sequence[Group], streams: bool) -> Choice:
     """The fastest form that fits, from the planner's formulas; said in one line of the log.
 
     Cost: a second or two, once for each shape of the source. Nothing where any form would fit, where it is not known
@@ -148,7 +159,10 @@ def choose(strategy: Exact, model: Recurrence, source: Tensor, groups: Sequence[
     if not (torch.is_grad_enabled() and (source.requires_grad or any(p.requires_grad for p in model.parameters()))):
         return Choice((Form(settings=Plan(None, 0, True, False, pieces=model.is_composed)),), 0, 0)
     budget = _budget(strategy, source, streams)
-    forms = list(_forms(model, len(groups), moves=source.device.type != "cpu"))
+    if strategy.strips == "auto":
+        forms = _in_strips(strategy)
+    else:
+        forms = list(_forms(model, len(groups), moves=source.device.type != "cpu"))
     safest = next((form for form in forms if form.plan().pieces and form.plan().resident == 0), forms[-1])
     if budget is None:
         return Choice((safest,), 0, 0)
@@ -157,13 +171,14 @@ def choose(strategy: Exact, model: Recurrence, source: Tensor, groups: Sequence[
     try:
         costs = _costs(model, source, groups, streams, forms)
     except Exception as error:  # a model that cannot be copied to meta, or does not run there
-        _log.warning("Exact(): what it takes could not be predicted, so it takes least: %s", error)
+        _log.warning("%s: what it takes could not be predicted, so it takes little: %s", strategy, error)
         return Choice((safest,), 0, 0)
-    ladder = _ladder(costs, budget)
+    ladder = _ladder(strategy, costs, budget)
     best = ladder[0]
     _log.info(
-        "Exact(): %s; predicted to take %.2f of %.2f GiB on the device and %.2f of %.2f GiB on the host",
-        best.form, *(x / 2**30 for x in (best.device_bytes, budget.device_bytes, best.host_bytes, budget.host_bytes)),
+        "%s: %s; predicted to take %.2f of %.2f GiB on the device and %.2f of %.2f GiB on the host",
+        strategy, best.form,
+        *(x / 2**30 for x in (best.device_bytes, budget.device_bytes, best.host_bytes, budget.host_bytes)),
     )  # fmt: skip
     return Choice(tuple(cost.form for cost in ladder), best.device_bytes, best.host_bytes)
 
@@ -180,12 +195,12 @@ class _Budget(NamedTuple):
     host_bytes: int
 
 
-def _budget(strategy: Exact, source: Tensor, streams: bool) -> _Budget | None:
+def _budget(strategy: Exact | Chop, source: Tensor, streams: bool) -> _Budget | None:
     """What may be taken beyond what is there; None where nobody knows what is free."""
     share = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     on_host = available_bytes("cpu")
     host = 2**62 if on_host is None else on_host // (2 * share)
-    if strategy.within_bytes is not None:
+    if isinstance(strategy, Exact) and strategy.within_bytes is not None:
         return _Budget(strategy.within_bytes, host)
     free = available_bytes(source.device)
     if free is None:
@@ -193,6 +208,11 @@ def _budget(strategy: Exact, source: Tensor, streams: bool) -> _Budget | None:
     if source.device.type == "cpu":
         free //= share
     return _Budget(int(free * (1 - MARGIN) * (1 if streams else 1 - OF_LOSS)), host)
+
+
+def _in_strips(strategy: Exact | Chop) -> list[Form]:
+    """The strategy with each number of strips."""
+    return [Form(settings=replace(strategy.plan(), strips=count)) for count in STRIPS]
 
 
 def _forms(model: Recurrence, groups: int, moves: bool) -> Iterator[Form]:
@@ -257,7 +277,7 @@ def _costs(
     return costs
 
 
-def _ladder(costs: Sequence[_Cost], budget: _Budget) -> list[_Cost]:
+def _ladder(strategy: Strategy, costs: Sequence[_Cost], budget: _Budget) -> list[_Cost]:
     """The fastest that fits, or else that of least memory on the device; and from there down."""
     ordered = sorted(costs, key=lambda cost: (cost.seconds, cost.device_bytes, cost.host_bytes))
     on_host = [cost for cost in ordered if cost.host_bytes <= budget.host_bytes] or ordered
@@ -265,8 +285,8 @@ def _ladder(costs: Sequence[_Cost], budget: _Budget) -> list[_Cost]:
     if not fitting:
         least = min(on_host, key=lambda cost: cost.device_bytes)
         _log.warning(
-            "Exact(): nothing fits %.2f GiB; the least is %.2f GiB, with %s.",
-            budget.device_bytes / 2**30, least.device_bytes / 2**30, least.form,
+            "%s: nothing fits %.2f GiB; the least is %.2f GiB, with %s.",
+            strategy, budget.device_bytes / 2**30, least.device_bytes / 2**30, least.form,
         )  # fmt: skip
         return [least]
     ladder = [on_host[fitting[0]]]

@@ -99,15 +99,13 @@ def _shown(predictions: list[Prediction], best: Prediction | None, groups: int) 
 
 def _label(prediction: Prediction) -> str:
     """The strategy (and the decoder's checkpoint) as written in code, without settings left at their default."""
-    strategy = prediction.strategy
-    changed = [f.name for f in dataclasses.fields(strategy) if getattr(strategy, f.name) != f.default]
-    words = f"{type(strategy).__name__}({', '.join(f'{name}={getattr(strategy, name)}' for name in changed)})"
-    return words + (f", checkpoint='{prediction.checkpoint}'" if prediction.checkpoint else "")
+    inside = f", checkpoint='{prediction.checkpoint}'" if prediction.checkpoint else ""
+    return f"{prediction.strategy!r}{inside}"
 
 
 def _short(prediction: Prediction) -> str:
     """The same for a narrow column."""
-    words = _label(prediction).replace("=True", "").replace("distance=", "")
+    words = _label(prediction).replace("=True", "")
     return words.replace(", checkpoint='", " + ").rstrip("'")
 
 

@@ -30,7 +30,8 @@ Every strategy is read by the one engine (``chopgrad.engine``) as the same few s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from typing import Literal
 
 import torch
 
@@ -63,15 +64,37 @@ class Plan:
     """Pieces, from the first, whose inputs stay on the device in spite of offload."""
 
 
-def _check_strips(owner: str, strips: int | None, pieces: bool) -> None:
+Strips = int | Literal["auto"] | None
+"""In how many strips pieces are walked; ``"auto"``: the fewest that fit the memory that is free."""
+
+
+def _check_strips(owner: str, strips: Strips, pieces: bool) -> None:
     if strips is not None:
-        _check_int(owner, "strips", strips, 1)
+        if strips != "auto":
+            _check_int(owner, "strips", strips, 1)
         if not pieces:
             raise ValueError(f"{owner}: strips walk each piece some rows at a time, so they need pieces=True.")
 
 
-@dataclass(frozen=True)
-class Full:
+def _number(strips: Strips) -> int | None:
+    """None until it is chosen."""
+    return None if strips == "auto" else strips
+
+
+class _Written:
+    """Represented as written in code, without settings left at their default."""
+
+    def __repr__(self) -> str:
+        words = [
+            f"{value!r}" if field.default is MISSING else f"{field.name}={value!r}"
+            for field in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Full(_Written):
     """Ordinary back-propagation through the whole decoded video: exact, and memory grows with the video.
 
     Prefer it only where it fits; it is the reference that every other strategy is compared with.
@@ -81,8 +104,8 @@ class Full:
         return Plan(block=None, distance=0, recompute=False, offload=False)
 
 
-@dataclass(frozen=True)
-class Chop:
+@dataclass(frozen=True, repr=False)
+class Chop(_Written):
     """Truncated back-propagation through the decoder's cache (ChopGrad, arXiv 2603.17812, Sec. 3.2).
 
     Frame groups are cut into blocks ``[a, b)`` of ``block`` groups. The latent, and every decoder parameter used, of a
@@ -97,7 +120,7 @@ class Chop:
         offload: what waits for its backward pass waits in host memory: states when recomputing, saved activations
             when graphs are kept.
         pieces: with ``recompute``, walk each group piece by piece (see ``Exact``).
-        strips: with ``pieces``, walk each piece in so many strips of its rows (see ``Exact``).
+        strips: with ``pieces``, walk each piece in so many strips of its rows, or ``"auto"`` (see ``Exact``).
         space: with ``strips``, truncate in space too (arXiv 2603.17812, Sec. 3.3): the adjoint of each strip of the
             frames is swept back alone, and dropped wherever it is more than ``space`` latent rows above or below the
             strip. The frames stay what they are. As many sweeps as there are strips: at least twice the
@@ -112,7 +135,7 @@ class Chop:
     recompute: bool = False
     offload: bool = False
     pieces: bool = False
-    strips: int | None = None
+    strips: Strips = None
     space: int | None = None
 
     def __post_init__(self) -> None:
@@ -123,18 +146,23 @@ class Chop:
         _check_strips("Chop", self.strips, self.pieces)
         if self.space is not None:
             _check_int("Chop", "space", self.space, 0)
-            if self.strips is None:
-                raise ValueError("Chop: space is the distance from a strip, so it needs strips.")
+            if self.strips is None or self.strips == "auto":
+                raise ValueError("Chop: space is the distance from a strip, so it needs a number of strips.")
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether something of it is chosen when it is called."""
+        return self.strips == "auto"
 
     def plan(self) -> Plan:
         return Plan(
-            self.block, self.distance, self.recompute, self.offload, pieces=self.pieces, strips=self.strips,
+            self.block, self.distance, self.recompute, self.offload, pieces=self.pieces, strips=_number(self.strips),
             space=self.space,
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Exact:
+@dataclass(frozen=True, repr=False)
+class Exact(_Written):
     """Exact gradient, as fast as the memory allows: it has no bias, and takes at most a few forward passes more.
 
     ``Exact()`` chooses by itself, once for each shape: graphs of the groups that fit are kept; else states wait on the
@@ -153,20 +181,21 @@ class Exact:
             exists at a time. With ``offload``, state and adjoint visit the device one piece's slice at a time.
         strips: with ``pieces``, walk each piece that is local in space in so many strips of its rows, so that the graph
             of one strip exists at a time; smaller pieces in fewer. With ``offload`` what enters a piece, state and
-            adjoint visit the device strip by strip too. Each strip is run with a row or so beside it.
+            adjoint visit the device strip by strip too. Each strip is run with a row or so beside it. ``"auto"``: the
+            fewest that fit what is free, or ``within``.
     """
 
     offload: bool | None = None
     every: int | None = None
     pieces: bool | None = None
-    strips: int | None = None
+    strips: Strips = None
     within: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None:
             _check_int("Exact", "every", self.every, 1)
         _check_strips("Exact", self.strips, bool(self.pieces))
-        if self.within is not None and self._set:
+        if self.within is not None and not self.is_automatic:
             raise ValueError(f"Exact: within chooses {', '.join(self._set)} itself: leave them out.")
         self.within_bytes  # noqa: B018  (what cannot be read is refused here)
 
@@ -176,8 +205,8 @@ class Exact:
 
     @property
     def is_automatic(self) -> bool:
-        """Whether its form is chosen when it is called."""
-        return not self._set
+        """Whether its form, or the number of strips, is chosen when it is called."""
+        return not self._set or self.strips == "auto"
 
     @property
     def within_bytes(self) -> int | None:
@@ -191,11 +220,12 @@ class Exact:
         return self.within
 
     def plan(self) -> Plan:
-        return Plan(None, 0, True, bool(self.offload), every=self.every, pieces=bool(self.pieces), strips=self.strips)
+        strips = _number(self.strips)
+        return Plan(None, 0, True, bool(self.offload), every=self.every, pieces=bool(self.pieces), strips=strips)
 
 
-@dataclass(frozen=True)
-class Sampled:
+@dataclass(frozen=True, repr=False)
+class Sampled(_Written):
     """The losses of ``count`` frame groups, drawn anew at every call, in place of all of them.
 
     Each drawn loss is weighted by T / count, so value and gradient are unbiased for those of ``strategy``; their

@@ -181,7 +181,7 @@ def rows_of(
     for strategy in strategies:
         if isinstance(strategy, Sampled):
             raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
-        if isinstance(strategy, Exact) and strategy.is_automatic:
+        if isinstance(strategy, Exact | Chop) and strategy.is_automatic:
             raise ValueError(f"What {strategy} takes depends on the memory that is free: pass a form of it.")
         best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
         rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]

@@ -2,13 +2,14 @@
 
 import logging
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
 import chopgrad
-from chopgrad import Exact, Full, Sampled, automatic, engine
+from chopgrad import Chop, Exact, Full, Sampled, automatic, engine
 from chopgrad.automatic import Choice, Form
 from chopgrad.memory import PeakMemory
 from chopgrad.strategies import RECOMMENDED, Plan
@@ -147,6 +148,42 @@ def test_it_fits_and_nothing_faster_would_have(video, whole):
     assert len(taken) > 3
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "strategy", [Exact(pieces=True, strips="auto"), Chop(1, block=2, recompute=True, pieces=True, strips="auto")]
+)
+def test_the_fewest_strips_that_fit(video, strategy, whole, monkeypatch):
+    """Planted memory; the number is the planner's, and the gradient that of the strategy without strips."""
+    decoder, z = video
+    groups = decoder.frame_groups(z.shape[2])
+    z.requires_grad_()
+    forms = automatic._in_strips(strategy)
+    costs = automatic._costs(decoder, z, groups, not whole, forms)
+    assert [c.seconds for c in costs] == sorted(c.seconds for c in costs)
+    for index in (0, 2, 4):
+        budget = costs[index].device_bytes + 1
+        expected = next(c.form.settings.strips for c in costs if c.device_bytes <= budget)
+        monkeypatch.setattr(automatic, "_budget", lambda *args, b=budget: automatic._Budget(b, 2**62))
+        decoder.chosen.clear()
+        assert measured(decoder, z, strategy, whole) <= budget
+        assert [choice.form.settings.strips for choice in decoder.chosen.values()] == [expected]
+    small, z = made()
+    assert same(gradient(small, z, strategy, whole), gradient(small, z, replace(strategy, strips=None), whole))
+
+
+def test_strips_within_a_budget(video):
+    decoder, z = video
+    decoder.chosen.clear()
+    peak = measured(decoder, z, Exact(pieces=True, strips=4), False)
+    assert measured(decoder, z, Exact(pieces=True, strips="auto", within=peak), False) <= peak
+    with pytest.raises(ValueError, match="need pieces=True"):
+        Exact(strips="auto")
+    with pytest.raises(TypeError, match="strips must be an int"):
+        Exact(pieces=True, strips="many")
+    with pytest.raises(ValueError, match="needs a number of strips"):
+        Chop(1, recompute=True, pieces=True, strips="auto", space=1)
+
+
 def test_where_nothing_fits_it_says_so(video, caplog):
     decoder, z = video
     with caplog.at_level(logging.INFO, "chopgrad"):
@@ -209,5 +246,6 @@ def test_drawn_losses_take_a_form_too():
 
 
 def test_it_is_refused_where_a_form_must_be_named():
-    with pytest.raises(ValueError, match="depends on the memory"):
-        chopgrad.planner.plan("wan2.1", 5, 64, 64, strategies=[Exact()])
+    for strategy in (Exact(), Chop(1, recompute=True, pieces=True, strips="auto")):
+        with pytest.raises(ValueError, match="depends on the memory"):
+            chopgrad.planner.plan("wan2.1", 5, 64, 64, strategies=[strategy])
