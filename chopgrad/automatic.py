@@ -24,8 +24,8 @@ MARGIN = 0.1
 """Share of the memory that is free which is left so: what a prediction may be off, workspaces, fragmentation."""
 OF_LOSS = 0.4
 """Share that is left to a loss outside of ``decode``, whose own graph nobody here knows."""
-OF_STRIPS = 1.15
-"""What strips take is predicted within 15 %, all else within 5."""
+OF_STRIPS = 1.25
+"""Times what they take, strips are estimated at most. Where the estimate could fit they are followed."""
 STRIPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SMALL = 1_000_000
 """The graph of a published decoder takes up to 170,000 times its latents. Where so many times fit, nothing is asked."""
@@ -169,11 +169,11 @@ def choose(strategy: Exact | Chop, model: Recurrence, source: Tensor, groups: Se
     if source.nbytes * SMALL <= budget.device_bytes:
         return Choice((forms[0], safest), 0, 0)
     try:
-        costs = _costs(model, source, groups, streams, forms)
+        price = _prices(model, source, groups, streams)
+        ladder = _ladder(strategy, forms, price, budget)
     except Exception as error:  # a model that cannot be copied to meta, or does not run there
         _log.warning("%s: what it takes could not be predicted, so it takes little: %s", strategy, error)
         return Choice((safest,), 0, 0)
-    ladder = _ladder(strategy, costs, budget)
     best = ladder[0]
     _log.info(
         "%s: %s; predicted to take %.2f of %.2f GiB on the device and %.2f of %.2f GiB on the host",
@@ -243,10 +243,10 @@ def _forms(model: Recurrence, groups: int, moves: bool) -> Iterator[Form]:
         yield from forms(offload=moves, pieces=True, strips=strips)
 
 
-def _costs(
-    model: Recurrence, source: Tensor, groups: Sequence[Group], streams: bool, forms: Sequence[Form]
-) -> list[_Cost]:
-    """What they take beyond the weights and the source, and how long, on a card of today."""
+def _prices(model: Recurrence, source: Tensor, groups: Sequence[Group], streams: bool) -> Callable[[Form, bool], _Cost]:
+    """What a form takes beyond the weights and the source, and how long, on a card of today; ``need`` says of what use
+    the flag is.
+    """
     from chopgrad.planner.formulas import Surroundings, need
     from chopgrad.planner.profile import Profile, on_meta, profile
     from chopgrad.planner.seconds import H200, seconds
@@ -267,30 +267,34 @@ def _costs(
     of_gradients = source.nbytes * graded + trained
     # The loss of a group: its target, and two tensors of its size. A whole video's: its frames and their adjoint.
     around = Surroundings(streams, 3 * max(yields) if streams else 0, 0 if streams else 2 * whole, of_gradients)
-    costs = []
-    for form in forms:
+
+    def price(form: Form, follow: bool) -> _Cost:
         found = profiled(form.plan().pieces)
-        device, host, _ = need(form, found, around)
+        device, host, _ = need(form, found, around, follow)
         device -= found.weight_bytes + found.source_bytes
-        margin = OF_STRIPS if form.plan().strips else 1.0
-        costs.append(_Cost(form, seconds(form, found, H200, streams), int(device * margin), host))
-    return costs
+        return _Cost(form, seconds(form, found, H200, streams), device, host)
+
+    return price
 
 
-def _ladder(strategy: Strategy, costs: Sequence[_Cost], budget: _Budget) -> list[_Cost]:
+def _ladder(
+    strategy: Strategy, forms: Sequence[Form], price: Callable[[Form, bool], _Cost], budget: _Budget
+) -> list[_Cost]:
     """The fastest that fits, or else that of least memory on the device; and from there down."""
+    costs = [price(form, False) for form in forms]
     ordered = sorted(costs, key=lambda cost: (cost.seconds, cost.device_bytes, cost.host_bytes))
     on_host = [cost for cost in ordered if cost.host_bytes <= budget.host_bytes] or ordered
-    fitting = [k for k, cost in enumerate(on_host) if cost.device_bytes <= budget.device_bytes]
-    if not fitting:
+    ladder: list[_Cost] = []
+    for cost in on_host:
+        if not ladder and cost.form.plan().strips and cost.device_bytes <= OF_STRIPS * budget.device_bytes:
+            cost = price(cost.form, True)
+        if cost.device_bytes <= (0.8 * ladder[-1].device_bytes if ladder else budget.device_bytes):
+            ladder.append(cost)
+    if not ladder:
         least = min(on_host, key=lambda cost: cost.device_bytes)
         _log.warning(
-            "%s: nothing fits %.2f GiB; the least is %.2f GiB, with %s.",
+            "%s: nothing fits %.2f GiB; the least is about %.2f GiB, with %s.",
             strategy, budget.device_bytes / 2**30, least.device_bytes / 2**30, least.form,
         )  # fmt: skip
         return [least]
-    ladder = [on_host[fitting[0]]]
-    for cost in on_host[fitting[0] + 1 :]:
-        if cost.device_bytes < 0.8 * ladder[-1].device_bytes:
-            ladder.append(cost)
     return ladder

@@ -254,11 +254,15 @@ class Sweep:
             inputs = kept.inputs.pop(i, None) or self._forward.inputs(i, carry)
             if self._whole and not cut:
                 host.fetch(carries.get(i - 1))
+            if self._strips:
+                host.clear()  # of the forward pass; where the adjoint is cut nothing leaves that would do it
             pieces = self._forward.pieces
             before: list[Adjoint] = [[[] for _ in pieces] for _ in self._parts]
             yielded = adjoints.get(i, scale)
             for n, part in enumerate(self._parts):
                 seeds: list[Any] = [part.seed(yielded) if part else yielded]
+                if n + 1 == len(self._parts):
+                    del yielded
                 for k in reversed(range(len(pieces))):
                     after: list[Any] = adjoint[n][k] if adjoint else []
                     if adjoint:

@@ -75,7 +75,7 @@ class Strips:
         Returns:
             What it makes, on the device; the slice of the state for the next group; and what it makes, where it waits.
         """
-        if not isinstance(piece, Local) or not self._fits(features):
+        if not isinstance(piece, Local) or not self.fits(features):
             return self._forward_at_once(piece, features, state, onward, waiting)
         cuts = [self.cut(x) for x in features]
         readers = [_Reader(x, self) for x in cuts]
@@ -130,7 +130,7 @@ class Strips:
             part: adjoints are kept inside it only.
             tracked, wanted: as there.
         """
-        if not isinstance(piece, Local) or not self._fits(inputs):
+        if not isinstance(piece, Local) or not self.fits(inputs):
             graph = Graph.of(piece, tuple(self.joined(x) for x in inputs), self.host.get(state), tracked)
             found = graph.pull(self.joined(seeds), self.host.get(after), retain=False, **wanted)
             kept = [[part.inside(x) if part else x for x in adjoints] for adjoints in (found[0], found[2])]
@@ -197,7 +197,7 @@ class Strips:
             kept = [self.host.put(x) if k is None else waiting[k] for x, k in zip(made, passed, strict=True)]
         return results, self.host.put(new) if onward else None, kept
 
-    def _fits(self, features: Sequence[Any]) -> bool:
+    def fits(self, features: Sequence[Any]) -> bool:
         """Whether features are, or can be, cut in blocks."""
         return all(_is_cut(x) or (len(x.shape) == 5 and x.shape[-2] % self.bounds[-1] == 0) for x in features)
 

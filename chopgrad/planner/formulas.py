@@ -52,13 +52,16 @@ class Surroundings:
     gradient_bytes: int
 
 
-def need(strategy: Strategy, profile: Profile, around: Surroundings) -> Need:
+def need(strategy: Strategy, profile: Profile, around: Surroundings, follow: bool = True) -> Need:
     """Peaks on the device (weights and source included) and on the host.
+
+    Args:
+        follow: strips piece by piece, which takes up to some seconds; False: estimate them.
 
     Accuracy: against the sweeping planner within 5 % on the device and on the host, for the published and the embedded
     decoders of ``tests/chopgrad/test_formulas.py``.
     """
-    return _Video(strategy.plan(), profile, around, isinstance(strategy, Full)).need()
+    return _Video(strategy.plan(), profile, around, isinstance(strategy, Full), follow).need()
 
 
 def windows(plan: Plan, groups: int) -> list[tuple[int, int, int]]:
@@ -69,8 +72,8 @@ def windows(plan: Plan, groups: int) -> list[tuple[int, int, int]]:
 
 
 class _Video:
-    def __init__(self, plan: Plan, profile: Profile, around: Surroundings, one_graph: bool) -> None:
-        self.plan, self.profile, self.around = plan, profile, around
+    def __init__(self, plan: Plan, profile: Profile, around: Surroundings, one_graph: bool, follow: bool) -> None:
+        self.plan, self.profile, self.around, self.follow = plan, profile, around, follow
         self.one_graph = one_graph and not around.streams
         self.count = profile.groups
 
@@ -201,36 +204,22 @@ class _Video:
         return device + self._sum("state_bytes", end - count, end), kept + waiting, _backward(last)
 
     def _of_strips(self, i: int, a: int, b: int, end: int) -> list[tuple[int, int, str]]:
-        group, kept, waiting = self.group(i), self._kept(i, a, b, end), self._waiting(a, end)
-        pieces, cut = group.pieces, i == a
+        """On the device as in the largest group."""
+        group = self.group(i)
+        largest = max((self.profile.steady, *self.profile.first), key=lambda group: group.whole.pull_bytes)
+        strips = largest.in_strips
+        assert strips is not None and self.plan.strips is not None
+        device, at = (strips.peak if self.follow else strips.estimate)(self.plan.strips, self.plan.offload)
+        kept, waiting = self._kept(i, a, b, end), self._waiting(a, end)
         above = [0 if i == end - 1 else p.state_bytes for p in self.group(i + 1).pieces]
-        largest = max(p.entering_bytes * p.scale**2 for p in pieces)
         found, features = [], 0
-        for k, piece in enumerate(pieces):
-            made = 0 if cut else sum(p.state_bytes for p in pieces[k + 1 :])
-            pulled = piece.cut_bytes if cut else piece.pull_bytes
-            strips = (
-                ceil((self.plan.strips or 1) * piece.entering_bytes * piece.scale**2 / largest)
-                if piece.beside >= 0
-                else 1
-            )
-            block = 1 / (self.plan.strips or 1)
-            # Of the features' adjoints one part is not read yet, and the other is made already.
-            adjoints = max(piece.leaving_bytes, piece.entering_bytes) if strips > 1 else piece.leaving_bytes
-            if strips == 1:
-                device = float(pulled + piece.entering_bytes + piece.state_bytes)
-            else:
-                strip = 1 / strips + min(2, strips - 1) * piece.beside
-                there = piece.entering_bytes + piece.state_bytes
-                read = there * (1 / strips + 2 * block) + above[k] / strips
-                ahead = (there + above[k]) / strips
-                late = (piece.leaving_bytes + piece.entering_bytes) / strips  # blocks are let go of one strip later
-                device = adjoints + late + strip * (pulled + there) + read + ahead
-            host_only = made + sum(above[: k + 1])
+        for k, piece in enumerate(group.pieces):
+            made = 0 if i == a else sum(p.state_bytes for p in group.pieces[k + 1 :])
+            waits = kept + waiting + features + made + sum(above[: k + 1])
             if self.plan.offload:
-                found.append((int(device), kept + waiting + features + host_only, f"{piece.name}, backward"))
-            else:
-                found.append((int(device) + kept + waiting + features + host_only, 0, f"{piece.name}, backward"))
+                found.append((device, waits, f"{group.pieces[at].name}, backward"))
+            elif k == at:
+                found.append((device + waits, 0, f"{piece.name}, backward"))
             features += piece.made_bytes
         return found
 

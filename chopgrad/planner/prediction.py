@@ -183,7 +183,8 @@ def rows_of(
             raise ValueError(f"What {strategy} takes depends on its draw: pass the strategy inside it.")
         if isinstance(strategy, Exact | Chop) and strategy.is_automatic:
             raise ValueError(f"What {strategy} takes depends on the memory that is free: pass a form of it.")
-        best: tuple[Checkpoint, ...] = (None, "frame") if strategy.plan().pieces else (None,)
+        settings = strategy.plan()
+        best: tuple[Checkpoint, ...] = (None, "frame") if settings.pieces and not settings.strips else (None,)
         rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
     return rows
 

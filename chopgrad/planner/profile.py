@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from chopgrad.graph import Graph
 from chopgrad.local import Local
+from chopgrad.planner.in_strips import Entering, InStrips
 from chopgrad.planner.ledger import Ledger, Works
 from chopgrad.planner.piece_names import Names
 from chopgrad.recurrence import Features, Group, Piece, Recurrence, tiling
@@ -84,6 +85,7 @@ class GroupProfile:
         whole: the group as one part.
         pieces: its pieces; none where the model is not composed.
         moments: names of the pieces at the peaks of ``whole``: forward, build, pull.
+        in_strips: its backward pass by strips; None where the model is not composed.
     """
 
     takes_bytes: int
@@ -92,6 +94,7 @@ class GroupProfile:
     whole: Swept
     pieces: tuple[PieceProfile, ...]
     moments: tuple[str, str, str]
+    in_strips: InStrips | None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class _Tracer:
     def __init__(self, model: Recurrence, source: Tensor, groups: Sequence[Group], source_needs_grad: bool) -> None:
         self.source, self.groups, self.source_needs_grad = source, groups, source_needs_grad
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.rows = source.shape[-2] // model.row_unit
         self.blocks = model.lean_blocks() if model.is_composed else []
         self.pieces = [piece for block in self.blocks for unit in block for piece in unit]
         self.names = Names(model, self.blocks)
@@ -192,12 +196,14 @@ class _Tracer:
         found: list[tuple[Swept, dict[str, Any]]] = []
         features: Features = (taken,)
         before: Features = ()
+        entering = []
         for k, piece in enumerate(self.pieces):
             space = self._space(piece, features[0])
             swept = self._swept(piece, features, state[k], k > 0 or self.source_needs_grad)
             with self.names.watching(k), self.ledger:  # by hooks, around which no module would be stood in for
                 leaving, _ = piece(features, state[k])
             made = _bytes(leaving, beside=features)
+            entering.append(Entering(piece, features, state[k], swept.pull_bytes, _bytes(leaving)))
             sizes = {"entering_bytes": _bytes(features), "leaving_bytes": _bytes(leaving), "made_bytes": made}
             found.append((swept, sizes | space | {"state_bytes": _dense_bytes(state[k])}))
             before, features = features, leaving
@@ -209,7 +215,8 @@ class _Tracer:
             PieceProfile(**vars(swept), name=self.names[k], **sizes) for k, (swept, sizes) in enumerate(found)
         )
         run, built, pulled = ("step" if k < 0 else self.names[k] for k in self._moments)
-        return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, (run, built, pulled))
+        strips = InStrips(entering, self.rows, self.parameters, self.source_needs_grad) if entering else None
+        return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, (run, built, pulled), strips)
 
     def _space(self, piece: Piece, x: Tensor) -> dict[str, float]:
         if not isinstance(piece, Local):
@@ -234,20 +241,24 @@ class _Tracer:
             )
             adjoint_bytes = ledger.live - start - graph_bytes
             peaks = []
-            for carry, retain in ((False, True), (True, True), (True, False)):
+            for carry, retain in ((True, True), (True, False), (False, False)):
+                if not carry:
+                    del graph
+                    graph = Graph.of(piece, features, state, tracked)
                 ledger.begin()
                 graph.pull(
                     of_outputs, of_carry, features=tracked, parameters=self.parameters, carry=carry, retain=retain
                 )
                 peaks.append(ledger.peak - start)
-            moments.append(ledger.moment)
-            pull = ledger.works
+                if carry:
+                    moment, pull = ledger.moment, ledger.works
+            moments.append(moment)
         self._moments = moments
-        cut, retained, pulled = peaks
+        retained, pulled, cut = peaks
         return Swept(
             forward_bytes=forward_bytes, graph_bytes=graph_bytes, build_bytes=build_bytes,
             adjoint_bytes=adjoint_bytes, pull_bytes=pulled, retained_bytes=retained,
-            cut_bytes=pulled - (retained - cut), forward=forward, build=build, pull=pull,
+            cut_bytes=cut, forward=forward, build=build, pull=pull,
         )  # fmt: skip
 
     def _marked(self, k: int, piece: Piece) -> Piece:

@@ -131,8 +131,9 @@ def test_it_fits_and_nothing_faster_would_have(video, whole):
     decoder, z = video
     groups = decoder.frame_groups(z.shape[2])
     z.requires_grad_()
-    forms = list(automatic._forms(decoder, len(groups), moves=False))
-    costs = sorted(automatic._costs(decoder, z, groups, not whole, forms), key=lambda c: (c.seconds, c.device_bytes))
+    price = automatic._prices(decoder, z, groups, not whole)
+    forms = automatic._forms(decoder, len(groups), moves=False)
+    costs = sorted((price(form, True) for form in forms), key=lambda c: (c.seconds, c.device_bytes))
     least, most = (f(c.device_bytes for c in costs) for f in (min, max))
     taken = set()
     for share in (0.0, 0.1, 0.3, 0.6, 1.0):
@@ -158,7 +159,8 @@ def test_the_fewest_strips_that_fit(video, strategy, whole, monkeypatch):
     groups = decoder.frame_groups(z.shape[2])
     z.requires_grad_()
     forms = automatic._in_strips(strategy)
-    costs = automatic._costs(decoder, z, groups, not whole, forms)
+    price = automatic._prices(decoder, z, groups, not whole)
+    costs = [price(form, True) for form in forms]
     assert [c.seconds for c in costs] == sorted(c.seconds for c in costs)
     for index in (0, 2, 4):
         budget = costs[index].device_bytes + 1
@@ -231,7 +233,7 @@ def test_out_of_memory_at_the_end_of_the_ladder(monkeypatch):
 def test_a_model_that_cannot_be_followed_takes_least(monkeypatch, caplog):
     decoder, z = made()
     monkeypatch.setattr(automatic, "SMALL", 2**60)
-    monkeypatch.setattr(automatic, "_costs", lambda *args: (_ for _ in ()).throw(RuntimeError("no copy")))
+    monkeypatch.setattr(automatic, "_prices", lambda *args: (_ for _ in ()).throw(RuntimeError("no copy")))
     with caplog.at_level(logging.WARNING, "chopgrad"):
         assert same(gradient(decoder, z, Exact()), gradient(decoder, z, Full()))
     assert "could not be predicted" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import chopgrad
-from chopgrad import Chop, Exact, Full
+from chopgrad import Chop, Exact, Full, automatic
 from chopgrad.planner import Card, default_strategies, encoder_estimator, estimator, plan, plan_encoder
 from chopgrad.planner.ledger import Ledger
 from chopgrad.planner.profile import on_meta, profile
@@ -31,7 +31,8 @@ def compare(swept, estimated, host_tolerance=0.05):
         assert found.moment.endswith("backward") or found.moment == "the loss"
 
 
-IN_SHORT = [Full(), Exact(offload=False), Exact(offload=True, pieces=True), Chop(1), Chop(1, block=4, recompute=True)]
+STRIPS = Exact(offload=True, pieces=True, strips=3)
+IN_SHORT = [Full(), STRIPS, Exact(offload=True, pieces=True), Chop(1), Chop(1, block=4, recompute=True), STRIPS]
 SETTINGS = [
     ("wan2.1", 9, "mse", "streamed", False),
     ("cogvideox", 9, "mse", "whole", True),
@@ -69,6 +70,16 @@ def test_formulas_say_what_sweeps_say_of_published_decoders(name, frames, size, 
     found = estimator(name, frames, *size, frames_loss=frames_loss)
     strategies = default_strategies(found.groups())
     compare(plan(name, frames, *size, frames_loss=frames_loss), found.of(strategies, "best"))
+
+
+def test_estimates_of_strips_are_no_less_than_is_followed_but_for_a_share():
+    """Where an estimate is above ``automatic.OF_STRIPS`` times the budget nothing is followed."""
+    groups = profile(chopgrad.decoder_for(build("wan2.1", torch.float32)).for_pieces(), (5, 12, 4), torch.float32)
+    for count in (2, 3, 6, 12):
+        for offload in (False, True):
+            estimated, followed = (f(count, offload)[0] for f in (groups.steady.in_strips.estimate,
+                                                                   groups.steady.in_strips.peak))  # fmt: skip
+            assert estimated <= automatic.OF_STRIPS * followed
 
 
 def test_formulas_of_encoders(folders):
