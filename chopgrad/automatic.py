@@ -24,7 +24,7 @@ MARGIN = 0.1
 """Share of the memory that is free which is left so: what a prediction may be off, workspaces, fragmentation."""
 OF_LOSS = 0.4
 """Share that is left to a loss outside of ``decode``, whose own graph nobody here knows."""
-OF_STRIPS = 1.25
+OF_STRIPS = 1.4
 """Times what they take, strips are estimated at most. Where the estimate could fit they are followed."""
 STRIPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SMALL = 1_000_000

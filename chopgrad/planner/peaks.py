@@ -24,6 +24,7 @@ from chopgrad.memory import LiveStorages
 from chopgrad.planner.formulas import Surroundings
 from chopgrad.planner.ledger import Ledger
 from chopgrad.recurrence import Recurrence
+from chopgrad.shapes import ShapesOnly
 from chopgrad.strategies import Exact, Strategy
 
 FramesLoss = Literal["streamed", "whole"]
@@ -189,9 +190,12 @@ class EncoderSetting(Setting):
         return self.of_video
 
     def surroundings(self, length: int) -> Surroundings:
-        with torch.device("meta"):
-            source_bytes = self.source(length).nbytes
-        return Surroundings(False, 0, 0, self._gradient_bytes(source_bytes))
+        groups = self.model.groups(length)
+        with torch.no_grad(), ShapesOnly(), torch.device("meta"):
+            source = self.source(length)
+            some, _ = self.model.step(source[:, :, groups[0].takes], self.model.initial_state())
+        moments = some.nbytes // some.shape[2] * groups[-1].yields.stop  # which wait, as does their adjoint
+        return Surroundings(False, 0, 2 * moments, self._gradient_bytes(source.nbytes))
 
     @lru_cache  # noqa: B019
     def run(self, strategy: Strategy, length: int) -> list[Peaks]:

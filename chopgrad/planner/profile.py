@@ -243,6 +243,7 @@ class _Tracer:
             peaks = []
             for carry, retain in ((True, True), (True, False), (False, False)):
                 if not carry:
+                    ledger.begin()
                     del graph
                     graph = Graph.of(piece, features, state, tracked)
                 ledger.begin()
