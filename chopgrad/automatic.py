@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from chopgrad.autocast import Autocast
 from chopgrad.memory import available_bytes
+from chopgrad.pieces.plain import predicted_under, written_forward
 from chopgrad.recurrence import Group, Recurrence
 from chopgrad.strategies import Chop, Exact, Plan, Sampled, Strategy
 
@@ -31,7 +33,7 @@ SMALL = 1_000_000
 """The graph of a published decoder takes up to 170,000 times its latents. Where so many times fit, nothing is asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Form(Exact):
     """What was chosen, with settings that nobody needs to choose.
 
@@ -50,6 +52,9 @@ class Form(Exact):
     def plan(self) -> Plan:
         assert self.settings is not None
         return self.settings
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
     def __str__(self) -> str:
         plan = self.plan()
@@ -93,35 +98,51 @@ def with_room(
     groups: Sequence[Group],
     streams: bool,
     run: Callable[[Strategy], _T],
+    repeatable: Callable[[], bool] = lambda: True,
 ) -> _T:
     """``run(strategy)``, with what is left to us chosen; one step further down where that runs out of memory.
 
     Args:
         streams: the loss sees one group at a time.
+        repeatable: see ``again_with_less``.
     """
     inner = strategy.strategy if isinstance(strategy, Sampled) else strategy
     if not isinstance(inner, Exact | Chop) or not inner.is_automatic:
         return run(strategy)
-    key = _key(inner, model, source, streams)
+    key = _key(inner, model, source, len(groups), streams)
     if key not in model.chosen:
         model.chosen[key] = choose(inner, model, source, groups, streams)
     form = replace(model.chosen[key].form, key=key)
-    return again_with_less(replace(strategy, strategy=form) if isinstance(strategy, Sampled) else form, model, run)
+    chosen = replace(strategy, strategy=form) if isinstance(strategy, Sampled) else form
+    return again_with_less(chosen, model, run, repeatable)
 
 
-def again_with_less(strategy: Strategy, model: Recurrence, run: Callable[[Strategy], _T]) -> _T:
-    """``run(strategy)``; if it runs out of memory and was chosen by us, once more in the form below it."""
+def again_with_less(
+    strategy: Strategy, model: Recurrence, run: Callable[[Strategy], _T], repeatable: Callable[[], bool] = lambda: True
+) -> _T:
+    """``run(strategy)``; if it runs out of memory and was chosen by us, once more in the form below it.
+
+    Args:
+        repeatable: False: the error is handed on, and the form below is for the next call.
+    """
     form = strategy.strategy if isinstance(strategy, Sampled) else strategy
     if not isinstance(form, Form):
         return run(strategy)
     try:
         return run(strategy)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         # Another call may have stepped down meanwhile.
-        lower = model.chosen[form.key]
-        if lower.form.settings == form.settings:
+        lower = model.chosen.get(form.key)
+        if lower is not None and lower.form.settings == form.settings:
             lower = lower.lower()
         if lower is None:
+            raise
+        if not repeatable():
+            model.chosen[form.key] = lower
+            error.add_note(
+                "It ran out in the loss, which cannot be called twice, or between blocks of groups. The next call will "
+                f"be with {lower.form}."
+            )
             raise
     # Out of the except clause, so that what the failed attempt held is let go of.
     model.chosen[form.key] = lower
@@ -139,15 +160,23 @@ class _Key(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    graded: Any
+    groups: int
     streams: bool
     checkpoint: Any
+    graded: Any
+    """Whether the source has a gradient, and which parameters have one."""
+    around: tuple[bool, ...]
+    """Which modules have a hook or a wrapper, and are called as they are."""
+    autocast: Autocast
 
 
-def _key(strategy: Exact | Chop, model: Recurrence, source: Tensor, streams: bool) -> _Key:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    graded = torch.is_grad_enabled() and (source.requires_grad, trained)
-    return _Key(strategy, tuple(source.shape), source.dtype, source.device, graded, streams, model.checkpoint)
+def _key(strategy: Exact | Chop, model: Recurrence, source: Tensor, groups: int, streams: bool) -> _Key:
+    trained = tuple(p.requires_grad for p in model.parameters())
+    return _Key(
+        strategy, tuple(source.shape), source.dtype, source.device, groups, streams, model.checkpoint,
+        torch.is_grad_enabled() and (source.requires_grad, trained),
+        tuple(written_forward(module) is None for module in model.vae.modules()), Autocast.now(source.device.type),
+    )  # fmt: skip
 
 
 def choose(strategy: Exact | Chop, model: Recurrence, source: Tensor, groups: Sequence[Group], streams: bool) -> Choice:
@@ -161,16 +190,18 @@ def choose(strategy: Exact | Chop, model: Recurrence, source: Tensor, groups: Se
     budget = _budget(strategy, source, streams)
     if strategy.strips == "auto":
         forms = _in_strips(strategy)
+        safest = forms[-1]
     else:
-        forms = list(_forms(model, len(groups), moves=source.device.type != "cpu"))
-    safest = next((form for form in forms if form.plan().pieces and form.plan().resident == 0), forms[-1])
+        forms = list(_forms(model, len(groups), moves=source.device.type not in ("cpu", "meta")))
+        safest = next((form for form in forms if form.plan().pieces and form.plan().resident == 0), forms[-1])
     if budget is None:
         return Choice((safest,), 0, 0)
     if source.nbytes * SMALL <= budget.device_bytes:
         return Choice((forms[0], safest), 0, 0)
     try:
-        price = _prices(model, source, groups, streams)
-        ladder = _ladder(strategy, forms, price, budget)
+        with predicted_under(Autocast.now(source.device.type).enabled):
+            price = _prices(model, source, groups, streams)
+            ladder = _ladder(strategy, forms, price, budget)
     except Exception as error:  # a model that cannot be copied to meta, or does not run there
         _log.warning("%s: what it takes could not be predicted, so it takes little: %s", strategy, error)
         return Choice((safest,), 0, 0)
@@ -197,7 +228,8 @@ class _Budget(NamedTuple):
 
 def _budget(strategy: Exact | Chop, source: Tensor, streams: bool) -> _Budget | None:
     """What may be taken beyond what is there; None where nobody knows what is free."""
-    share = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    share = max(1, int(told)) if told.isdecimal() else 1
     on_host = available_bytes("cpu")
     host = 2**62 if on_host is None else on_host // (2 * share)
     if isinstance(strategy, Exact) and strategy.within_bytes is not None:

@@ -169,6 +169,15 @@ class Sweep:
         if i >= self._block_start:
             self._adjoints.add(i, adjoint)
 
+    @property
+    def keeps_adjoints(self) -> bool:
+        """Until the end: all groups are one block."""
+        return self.plan.block is None
+
+    def take_adjoints(self, other: Sweep) -> None:
+        """Those that another sweep was given."""
+        self._adjoints = other._adjoints
+
     def pull(self, i: int, adjoint: Tensor) -> Gradients:
         """The gradients of ``(frames of group i * adjoint).sum()`` alone, while ``see`` is shown group i."""
         result, alone = self._nothing(), FrameAdjoints(self.host, self.half)

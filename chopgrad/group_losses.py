@@ -25,16 +25,16 @@ class GroupLosses:
     """Shown every group in order (``see``), evaluates its loss once, and gives the sweep the adjoint of the frames.
 
     Args:
-        sweep: is given the adjoints; decodes what is seen.
         target, loss_fn, context_frames: see ``chopgrad.frame_loss``.
         weights: of the groups' losses in the total; those of weight 0 are not evaluated.
         sources: the tensors that the frames depend on and whose gradient the sweep computes, latents first.
         graded: whether any gradient is wanted.
     """
 
+    sweep: Sweep
+
     def __init__(
         self,
-        sweep: Sweep,
         target: Target,
         loss_fn: Callable[..., Tensor],
         weights: Sequence[float],
@@ -42,7 +42,7 @@ class GroupLosses:
         context_frames: int,
         graded: bool,
     ) -> None:
-        self.sweep, self.target, self.loss_fn, self.weights = sweep, target, loss_fn, weights
+        self.target, self.loss_fn, self.weights = target, loss_fn, weights
         self.sources, self.context_frames, self.graded = list(sources), context_frames, graded
         self.values: list[Tensor] = []
         self.others: dict[Tensor, Tensor] = {}
@@ -52,8 +52,28 @@ class GroupLosses:
         self._reach = _Reach()
         self._current: int | None = None
         self._told = False
+        self._calling = False
+
+    def give_to(self, sweep: Sweep) -> None:
+        """The sweep that decodes what is seen from now on, and is given the adjoints; also those of an earlier one that
+        ran out of memory, so that no loss is called twice.
+        """
+        if self.values:
+            sweep.take_adjoints(self.sweep)
+        self.sweep = sweep
+
+    def are_kept(self) -> bool:
+        """Whether another sweep can begin with what was seen: no loss was interrupted, no adjoint is used up."""
+        return not self._calling and (not self.values or self.sweep.keeps_adjoints)
 
     def see(self, i: int, frames: Tensor) -> None:
+        if i < len(self.values):  # by an earlier sweep
+            return
+        self._calling = True
+        self._see(i, frames)
+        self._calling = False
+
+    def _see(self, i: int, frames: Tensor) -> None:
         if not self.weights[i] and not self.context_frames:
             self.values.append(frames.new_zeros(()))
             return

@@ -60,6 +60,8 @@ def check_dropout(model: Recurrence, strategy: Strategy) -> None:
 
 def check_tangent(source: Tensor) -> None:
     """For what is not one graph."""
+    if torch._C._are_functorch_transforms_active():
+        raise TypeError("Transforms of torch.func need chopgrad.decode or encode with Full(), which is one graph.")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(source).tangent is not None:
         raise TypeError("Forward-mode derivatives need chopgrad.decode or encode with Full(), which is one graph.")
 

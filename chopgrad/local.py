@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from chopgrad.pieces.plain import has_hook
+from chopgrad.pieces.plain import written_forward
 
 Features = tuple[Tensor, ...]
 """What one piece of a step hands to the next: the main features first, then what a later piece needs (skips)."""
@@ -47,24 +47,46 @@ def local(run: Piece, *modules: nn.Module, scale: int = 1) -> Piece:
         modules: all that the piece calls and that might mix rows.
     """
     radius = 0
-    for module in (m for called in modules for m in called.modules()):
-        if has_hook(module) or not is_local(module):
+    for module in (m for called in modules for m in _inside(called)):
+        if not is_local(module):
             return run
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             radius += module.dilation[-2] * (module.kernel_size[-2] // 2)  # one after the other at worst
     return Local(run, radius, scale)
 
 
+CONVOLUTIONS = ("Conv2d", "Conv3d", "WanCausalConv3d", "QwenImageCausalConv3d", "CausalConv3d", "CogVideoXSafeConv3d")
+ROW_BY_ROW = (
+    "SiLU", "ReLU", "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "WanRMS_norm", "QwenImageRMS_norm",
+    "RMS_norm", "DupUp3D",
+)  # fmt: skip
+UPSAMPLERS = ("Upsample", "WanUpsample", "QwenImageUpsample")
+CALLING = ("Sequential", "CogVideoXCausalConv3d", "CogVideoXUpsample3D")
+"""Modules that do nothing to rows but by the modules inside."""
+
+
 def is_local(module: nn.Module) -> bool:
-    """Whether its own part of the work is local: of containers, and adapters around a layer, that is nothing."""
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
-        return module.stride[-2] == 1 and module.kernel_size[-2] % 2 == 1
-    if isinstance(module, nn.Upsample):
+    """Whether its own part of the work is known to be local: by the class whose forward runs, with no hook.
+
+    Of adapters of peft, which call the layer inside and convolutions beside it, that is nothing.
+    """
+    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        return True  # never called
+    definer = written_forward(module)
+    name = definer.__name__ if definer else ""
+    if name in CONVOLUTIONS and isinstance(module, nn.Conv2d | nn.Conv3d):
+        return module.stride[-2] == 1 and module.kernel_size[-2] % 2 == 1 and module.padding_mode != "circular"
+    if name in UPSAMPLERS and isinstance(module, nn.Upsample):
         return module.mode in ("nearest", "nearest-exact")
-    if isinstance(module, nn.SiLU | nn.ReLU | nn.Identity | nn.modules.dropout._DropoutNd):
-        return True
-    normalises_channels = type(module).__name__.endswith("RMS_norm")  # Wan's, Qwen's, and those of the original classes
-    return normalises_channels or bool(list(module.children())) or isinstance(module, nn.ModuleDict | nn.ParameterDict)
+    return name in ROW_BY_ROW or name in CALLING or bool(definer and definer.__module__.startswith("peft."))
+
+
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and those inside it, but for what only makes weights."""
+    yield module
+    for name, child in module.named_children():
+        if name != "parametrizations":
+            yield from _inside(child)
 
 
 @dataclass(frozen=True)

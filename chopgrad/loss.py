@@ -86,17 +86,19 @@ def frame_loss(
     swept = graded and (latents.requires_grad or bool(parameters))
     sources = [x for x in (latents, *parameters) if x.requires_grad] if swept else []
 
-    def run(strategy: Strategy) -> tuple[GroupLosses, Gradients]:
+    losses = GroupLosses(target, loss_fn, weights, sources, context_frames, graded)
+
+    def run(strategy: Strategy) -> Gradients:
         scored = [i for i, weight in enumerate(weights) if weight]
         with torch.no_grad(), unshared_weights():
             sweep = Sweep(decoder, groups, strategy.plan(), latents.detach(), latents.requires_grad, parameters, scored)
-            losses = GroupLosses(sweep, target, loss_fn, weights, sources, context_frames, graded)
+            losses.give_to(sweep)
             if swept:
-                return losses, sweep.gradients(losses.see)
+                return sweep.gradients(losses.see)
             sweep.decode(losses.see)
-            return losses, Gradients(None, [None] * len(parameters))
+            return Gradients(None, [None] * len(parameters))
 
-    losses, gradients = with_room(strategy, decoder, latents, groups, True, run)
+    gradients = with_room(strategy, decoder, latents, groups, True, run, losses.are_kept)
     total = _total(losses.values, weights)
     found = [gradients.source, *gradients.parameters, *losses.others.values()]
     if all(x is None for x in found):

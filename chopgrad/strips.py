@@ -131,8 +131,8 @@ class Strips:
             tracked, wanted: as there.
         """
         if not isinstance(piece, Local) or not self.fits(inputs):
-            graph = Graph.of(piece, tuple(self.joined(x) for x in inputs), self.host.get(state), tracked)
-            found = graph.pull(self.joined(seeds), self.host.get(after), retain=False, **wanted)
+            graph = Graph.of(piece, tuple(self.joined(x) for x in inputs), self.joined(state), tracked)
+            found = graph.pull(self.joined(seeds), self.joined(after), retain=False, **wanted)
             kept = [[part.inside(x) if part else x for x in adjoints] for adjoints in (found[0], found[2])]
             return Pulled(kept[0], found[1], self.host.put(kept[1]))
         cuts = [self.cut(x) for x in inputs]

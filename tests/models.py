@@ -6,6 +6,7 @@ import copy
 from functools import cache
 
 import diffusers
+import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLMagvit, AutoencoderKLQwenImage, AutoencoderKLWan
 from torch import nn
@@ -152,6 +153,8 @@ def _vidtok() -> nn.Module:
 
 
 VAES = {"wan2.1": _wan21, "wan2.2": _wan22, "qwen": _qwen, "cogvideox": _cogvideox}
+QWEN_SLOWLY = [*(name for name in VAES if name != "qwen"), pytest.param("qwen", marks=pytest.mark.slow)]
+"""For tests that take long: Qwen-Image's VAE is that of Wan 2.1 in another class; quicker tests run both."""
 MORE = {"magvit": _magvit, "magvit, three latents": _magvit_in_threes}
 """The other supported classes: ``tests/chopgrad/test_every_decoder.py`` runs over them."""
 if hasattr(diffusers, "AutoencoderKLKVAEVideo"):

@@ -16,7 +16,7 @@ from chopgrad.local import Local, Pooled, local
 from chopgrad.pieces import pooled_norm
 from chopgrad.pieces.cogvideox import residual
 from chopgrad.pieces.group_norm import frames_per_latent, normed_silu, takes
-from chopgrad.pieces.plain import has_hook, is_plain
+from chopgrad.pieces.plain import is_plain
 
 
 class CogVideoXDecoder(ScaledLatents, CausalDecoder):
@@ -140,8 +140,7 @@ def _upsample(upsampler: Any, features: Features, nothing: None) -> tuple[Featur
 
 def _piece(run: Any, norm: Any, *modules: nn.Module) -> Piece:
     """A piece that is local but for the group norm inside a norm by the latents."""
-    inside = getattr(norm, "norm_layer", None)
-    if type(inside) is not nn.GroupNorm or has_hook(norm) or has_hook(inside):
+    if not is_plain(norm, ("CogVideoXSpatialNorm3D",)) or not is_plain(norm.norm_layer, ("GroupNorm",)):
         return run
     found = local(run, norm.conv_y, norm.conv_b, *modules)
     if not isinstance(found, Local):
@@ -150,6 +149,5 @@ def _piece(run: Any, norm: Any, *modules: nn.Module) -> Piece:
     def run_with(features: Features, cached: Any, of_all: Tensor, rows: Any) -> tuple[Features, Any]:
         return run(features, cached, of_all=of_all, rows=(rows[0], rows[-1]))
 
-    return Pooled(
-        run, found.radius, statistics=partial(pooled_norm.statistics, inside), pool=pooled_norm.pool, run_with=run_with
-    )
+    statistics = partial(pooled_norm.statistics, norm.norm_layer)
+    return Pooled(run, found.radius, statistics=statistics, pool=pooled_norm.pool, run_with=run_with)

@@ -60,7 +60,7 @@ class WanDecoder(CausalDecoder):
                 in_space = partial(resample_space, self, upsampler.resample)
                 units.append([*in_time, local(in_space, upsampler.resample, scale=2)])
             if shortcut is not None:
-                units = [[Local(fork)], *units, [Local(partial(_join, shortcut))]]
+                units = [[Local(fork)], *units, [local(partial(_join, shortcut), shortcut)]]
             blocks.append(units)
         patch = getattr(self.named.config, "patch_size", None) or 1
         head = local(self._head, decoder.norm_out, decoder.nonlinearity, decoder.conv_out, scale=patch)

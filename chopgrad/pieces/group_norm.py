@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chopgrad.pieces.plain import is_ordinary, is_plain
+from chopgrad.graph import without_hooks
+from chopgrad.pieces.plain import is_batched, is_casting, is_ordinary, is_plain
 from chopgrad.pieces.positions import PARTS, SMALLEST
 
 
@@ -45,8 +46,7 @@ def takes(norm: Any, x: Tensor, z: Tensor, frames: Sequence[int] | None) -> bool
         return False  # for which PyTorch's norm has another kernel
     across = x.shape[4] // z.shape[4]
     fits = tuple(x.shape[2:]) == (sum(frames), z.shape[3] * across, z.shape[4] * across)
-    casting = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    return fits and not casting and x.dtype == z.dtype == norm.weight.dtype
+    return fits and not is_casting(x) and x.dtype == z.dtype == norm.weight.dtype
 
 
 def normed_silu(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor, frames: Sequence[int]) -> Tensor:
@@ -132,7 +132,8 @@ class _NormedSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, mean, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will be differentiated
+        if torch.is_grad_enabled() or is_batched(adjoint):
+            # The gradient will be differentiated, or there are several.
             found = _differentiable(inputs, adjoint, ctx)
         else:
             found = _gradients(inputs, mean, inverse, adjoint, ctx)
@@ -152,10 +153,11 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 def _differentiable(inputs: Sequence[Tensor], adjoint: Tensor, ctx: Any) -> list[Tensor | None]:
     x, scale, shift, weight, bias = inputs
     sources = [s for s, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-    with torch.enable_grad():
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), without_hooks(sources):
         y = F.group_norm(x, ctx.groups, weight, bias, ctx.eps)
         y = F.silu(y * spread(scale, x, ctx.frames) + spread(shift, x, ctx.frames))
-        found = iter(torch.autograd.grad(y, sources, adjoint, create_graph=True))
+        found = iter(torch.autograd.grad(y, sources, adjoint, create_graph=again))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:5]]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_all
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def is_plain(module: Any, names: Collection[str]) -> bool:
@@ -21,21 +23,29 @@ def is_plain(module: Any, names: Collection[str]) -> bool:
     """
     if torch.compiler.is_compiling():
         return False  # the compiler decides itself what is kept
-    cls = type(module)
-    if cls.__name__ not in names or "forward" in vars(module) or getattr(module, "_compiled_call_impl", None):
+    if type(module).__name__ not in names or getattr(module, "_compiled_call_impl", None):
         return False
-    if has_hook(module) or any(getattr(hooks_of_all, f"_global{kind}", None) for kind in _HOOKS):
-        return False
+    return written_forward(module) is not None
+
+
+def written_forward(module: nn.Module) -> type | None:
+    """The class whose forward runs, as it was written there; None where somebody put a hook or a forward of his own on
+    the module, on all modules, or on the class.
+    """
+    if "forward" in vars(module) or has_hook(module):
+        return None
+    if any(getattr(hooks_of_all, f"_global{kind}", None) for kind in HOOKS):
+        return None
     # A forward that somebody put on the class has another name, or comes from elsewhere.
-    definer = next(c for c in cls.__mro__ if "forward" in vars(c))
+    definer = next(c for c in type(module).__mro__ if "forward" in vars(c))
     forward = vars(definer)["forward"]
     own = f"{definer.__qualname__}.forward", definer.__module__
-    return (getattr(forward, "__qualname__", None), getattr(forward, "__module__", None)) == own
+    return definer if (getattr(forward, "__qualname__", None), getattr(forward, "__module__", None)) == own else None
 
 
 def has_hook(module: Any) -> bool:
     """Whether somebody put a hook on this very module."""
-    return any(getattr(module, kind, None) for kind in _HOOKS)
+    return any(getattr(module, kind, None) for kind in HOOKS)
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
@@ -48,3 +58,27 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
         x is None or (type(x) in (Tensor, nn.Parameter, FakeTensor) and forward_ad.unpack_dual(x).tangent is None)
         for x in tensors
     )
+
+
+def is_batched(adjoint: Tensor) -> bool:
+    """Whether it stands for several, as ``is_grads_batched=True`` hands them to a backward pass."""
+    functorch: Any = torch._C._functorch
+    return functorch.is_batchedtensor(adjoint) or functorch.is_legacy_batchedtensor(adjoint)
+
+
+_predicted_under = ContextVar("predicted under autocast", default=False)
+
+
+@contextmanager
+def predicted_under(autocast: bool) -> Iterator[None]:
+    """While it is entered, tensors without data stand for some under autocast, or not."""
+    token = _predicted_under.set(autocast)
+    try:
+        yield
+    finally:
+        _predicted_under.reset(token)
+
+
+def is_casting(x: Tensor) -> bool:
+    """Whether autocast is at work where the tensor is."""
+    return _predicted_under.get() if x.is_meta else torch.is_autocast_enabled(x.device.type)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chopgrad.pieces.plain import is_casting
+
 
 def statistics(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """Mean and variance of each group of channels, [2, batch, groups], in float32 or better.
@@ -64,4 +66,4 @@ def normalized(norm: nn.GroupNorm, x: Tensor, of_all: Tensor) -> Tensor:
     factor, shift = (s[:, :, None, None, None] for s in (factor, shift))
     y = torch.addcmul(shift, x.to(shift.dtype), factor)
     # Autocast runs norms in float32 and leaves their output so.
-    return y if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+    return y if is_casting(x) else y.to(x.dtype)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from math import ceil
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from chopgrad.autocast import Autocast
 from chopgrad.graph import without_hooks
-from chopgrad.pieces.plain import is_ordinary
+from chopgrad.pieces.plain import HOOKS, is_batched, is_ordinary
 
 PARTS = 16
 """How many, about: what the norm makes on the way is up to ten parts large."""
@@ -29,11 +30,20 @@ def normed_silu(norm: nn.Module, x: Tensor) -> Tensor:
             of x give parts of the result, and has no hooks.
     """
     parameters = list(norm.parameters())
-    if not is_ordinary(x, *parameters):
+    if not is_ordinary(x, *parameters) or list(norm.children()):
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
         return _forward(norm, x)
-    return _NormedSiLU.apply(norm, x, *parameters)
+    return _NormedSiLU.apply(_with(norm, dict(norm.named_parameters())), x, *parameters)
+
+
+def _with(norm: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+    """A copy with these parameters: before the backward pass the module may get others, or a hook."""
+    twin = copy(norm)
+    twin._parameters = dict(norm._parameters) | parameters
+    for kind in HOOKS:
+        setattr(twin, kind, OrderedDict())
+    return twin
 
 
 def parts(x: Tensor) -> Iterator[tuple[slice, ...]]:
@@ -77,27 +87,32 @@ class _NormedSiLU(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         again = torch.is_grad_enabled()  # the gradient will be differentiated
         sources = [s for s, needed in zip((x, *parameters), ctx.needs_input_grad[1:], strict=True) if needed]
-        with torch.enable_grad(), ctx.autocast.again(), without_hooks(sources):
-            if again:
-                found = torch.autograd.grad(F.silu(ctx.norm(x)), sources, adjoint, create_graph=True)
+        named = dict(zip((name for name, _ in ctx.norm.named_parameters()), parameters, strict=True))
+        with torch.enable_grad(), ctx.autocast.again():
+            if again or is_batched(adjoint):
+                with without_hooks(sources):
+                    y = F.silu(_with(ctx.norm, named)(x))
+                    found = torch.autograd.grad(y, sources, adjoint, create_graph=again)
             else:
-                found = tuple(_gradients(ctx.norm, x, adjoint, ctx.needs_input_grad[1:]))
+                found = tuple(_gradients(ctx.norm, named, x, adjoint, ctx.needs_input_grad[1:]))
         given = iter(found)
         return None, *(next(given) if needed else None for needed in ctx.needs_input_grad[1:])
 
 
-def _gradients(norm: nn.Module, x: Tensor, adjoint: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+def _gradients(
+    norm: nn.Module, named: dict[str, Tensor], x: Tensor, adjoint: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
     """Of x and of parameters, as far as they are needed."""
     of_x = torch.empty_like(x)
-    named = dict(norm.named_parameters())
     trained = [name for name, needs in zip(named, needed[1:], strict=True) if needs]
     # What all parts add to is not rounded before it is summed.
     exact = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named.items()}
     leaves = [exact[name].requires_grad_() for name in trained]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
+    norm = _with(norm, exact if trained else {name: p.detach() for name, p in named.items()})
     for part in parts(x):
         leaf = _alone(x.detach(), part).requires_grad_()
-        y = F.silu(functional_call(norm, exact, leaf) if trained else norm(leaf))
+        y = F.silu(norm(leaf))
         of_part, *more = torch.autograd.grad(y, [leaf, *leaves], adjoint[part].to(y.dtype))
         of_x[part] = of_part
         for a, b in zip(sums, more, strict=True):

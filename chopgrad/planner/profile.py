@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from chopgrad.graph import Graph
 from chopgrad.local import Local
+from chopgrad.pieces.plain import written_forward
 from chopgrad.planner.in_strips import Entering, InStrips
 from chopgrad.planner.ledger import Ledger, Works
 from chopgrad.planner.piece_names import Names
@@ -291,14 +293,36 @@ def _dense_bytes(tree: Any) -> int:
 
 
 def on_meta(model: Recurrence) -> Recurrence:
-    """A copy whose tensors have no data; the model and its VAE stay as they are, and nothing is copied."""
+    """A copy whose tensors have no data; the model and its VAE stay as they are, and nothing is copied.
+
+    What somebody put around a module (hooks, offloading, a forward of his own) is not called: it may hold other models,
+    move them, or record what it sees. A hook that does nothing stands for it, so that the module is not stood in for.
+    """
     memo: dict[int, Any] = {}
+    around: list[nn.Module] = []
     for module in model.vae.modules():
+        if written_forward(module) is None:
+            around.append(module)
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and isinstance(value, dict):
+                memo[id(value)] = OrderedDict()
+            elif name in _AROUND:
+                memo[id(value)] = None
         for x in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(x, Tensor) and id(x) not in memo:
                 twin = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
                 memo[id(x)] = nn.Parameter(twin, x.requires_grad) if isinstance(x, nn.Parameter) else twin
-    return deepcopy(model, memo)
+    copied = deepcopy(model, memo)
+    for module in copied.vae.modules():
+        for name in _AROUND:
+            vars(module).pop(name, None)
+    for module in around:
+        memo[id(module)].register_forward_pre_hook(lambda *_: None)
+    return copied
+
+
+_AROUND = ("forward", "_hf_hook", "_old_forward", "_diffusers_hook")
+"""Attributes by which accelerate and diffusers put something around a module."""
 
 
 def _is_on_meta(model: Recurrence) -> bool:

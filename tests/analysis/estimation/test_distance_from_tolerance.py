@@ -64,7 +64,7 @@ def gradient(decoder, z, target, strategy):
     return leaf.grad
 
 
-@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("block", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rho", [0.2, 0.6, 0.9])
 @pytest.mark.parametrize("tolerance", [0.3, 0.03, 0.003])
 def test_the_error_stays_within_the_tolerance_and_the_distance_is_not_wasted(rho, tolerance, block):
