@@ -12,6 +12,7 @@ import chopgrad
 from chopgrad import Chop, Exact, Full, Sampled, automatic, engine
 from chopgrad.automatic import Choice, Form
 from chopgrad.memory import PeakMemory
+from chopgrad.pieces.plain import predicted_under
 from chopgrad.strategies import RECOMMENDED, Plan
 from tests.brute_force import relative_error
 from tests.models import QWEN_SLOWLY, build
@@ -217,6 +218,64 @@ def test_out_of_memory_goes_one_step_down(whole, on_the_way_back, monkeypatch, c
     assert choice.form.settings == second.settings
 
 
+def planted(monkeypatch, where, call):
+    """Out of memory at that call of a sweep's method, but by pieces."""
+    own, calls = getattr(engine.Sweep, where), []
+
+    def failing(self, *args, **kwargs):
+        if not self.plan.pieces:
+            calls.append(1)
+            if len(calls) == call:
+                raise torch.OutOfMemoryError("planted")
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(engine.Sweep, where, failing)
+    forms = [Form(settings=Plan(None, 0, True, False)), Form(settings=Plan(None, 0, True, False, pieces=True))]
+    monkeypatch.setattr(automatic, "choose", lambda *args: Choice(tuple(forms), 0, 0))
+
+
+@pytest.mark.parametrize(("where", "call"), [("_advance", 3), ("_reverse", 1)])
+def test_no_loss_is_called_twice(where, call, monkeypatch):
+    """Its draws, its buffers and a target that is read once are those of a run that had the memory."""
+
+    def run():
+        torch.manual_seed(3)
+        decoder, z = made()
+        norm, seen = torch.nn.BatchNorm3d(3).double(), []
+        targets = iter([torch.full((1, 3, n, 1, 1), float(n), dtype=z.dtype) for n in (1, 2, 2, 2, 2)])
+
+        def loss_fn(frames, target):
+            seen.append(frames.shape[2])
+            return (norm(frames) + torch.randn_like(frames) - target).pow(3).mean()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = chopgrad.frame_loss(decoder, z, lambda frames: next(targets), loss_fn, Exact())
+        sources = [z, *decoder.parameters(), *norm.parameters()]
+        return [loss, *torch.autograd.grad(loss, sources), norm.running_mean, torch.rand(1)], seen
+
+    expected, once = run()
+    planted(monkeypatch, where, call)
+    found, seen = run()
+    assert seen == once == [1, 2, 2, 2, 2]
+    assert same(found, expected)
+
+
+def test_a_loss_that_runs_out_of_memory_is_not_called_again(monkeypatch):
+    planted(monkeypatch, "_advance", 1000)
+    decoder, z = made()
+    target = torch.zeros((1, 3, 9, 1, 1), dtype=z.dtype)
+
+    def loss_fn(frames, target):
+        raise torch.OutOfMemoryError("of the loss")
+
+    with pytest.raises(torch.OutOfMemoryError, match="of the loss") as raised:
+        chopgrad.frame_loss(decoder, z.detach(), target, loss_fn, Exact())
+    assert "The next call will be with pieces" in "".join(raised.value.__notes__)
+    (choice,) = decoder.chosen.values()
+    assert choice.form.settings.pieces
+
+
 def test_out_of_memory_at_the_end_of_the_ladder(monkeypatch):
     decoder, z = made()
     only = Form(settings=Plan(None, 0, True, False))
@@ -228,6 +287,93 @@ def test_out_of_memory_at_the_end_of_the_ladder(monkeypatch):
     monkeypatch.setattr(engine.Sweep, "_reverse", failing)
     with pytest.raises(torch.OutOfMemoryError, match="planted"):
         gradient(decoder, z, Exact())
+
+
+class Trainer:
+    """Holds a model, which hooks reach."""
+
+    def __init__(self):
+        self.model = torch.nn.Linear(2, 2)
+        self.kinds = []
+
+    def __deepcopy__(self, memo):
+        raise AssertionError("copied")
+
+    def hook(self, module, args, y=None):
+        self.kinds.append(args[0].device.type)
+
+
+def test_what_is_around_modules_is_neither_copied_nor_called(monkeypatch):
+    """When memory is predicted. What a module does with it is as large, because it is called as it is."""
+    from accelerate.hooks import CpuOffload, UserCpuOffloadHook, add_hook_to_module
+
+    monkeypatch.setattr(automatic, "SMALL", 2**60)
+    decoder, z = made()
+    trainer, waiting = Trainer(), torch.nn.Linear(2, 2)
+    add_hook_to_module(waiting, CpuOffload("cpu"), append=True)
+    waiting.__dict__["trainer"] = trainer
+    before = CpuOffload("cpu", prev_module_hook=UserCpuOffloadHook(waiting, waiting._hf_hook))
+    add_hook_to_module(decoder.vae.decoder.conv_out, before, append=True)
+    decoder.vae.decoder.conv_in.register_forward_hook(trainer.hook)
+    decoder = chopgrad.decoder_for(decoder.vae, check=False)
+    trainer.kinds.clear()
+    price = automatic._prices(decoder, z, decoder.frame_groups(5), True)
+    assert price(Form(settings=Plan(None, 0, True, False, pieces=True)), True).device_bytes > 0
+    assert not trainer.kinds
+    assert same(gradient(decoder, z, Exact(within="1GiB")), gradient(decoder, z, Full()))
+    assert set(trainer.kinds) == {"cpu"}
+
+
+def test_what_a_choice_depends_on(monkeypatch):
+    decoder, z = made("cogvideox", 6)
+
+    def count():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            chopgrad.decode(decoder, z, Exact(within="1GiB"))
+        return len(decoder.chosen)
+
+    assert count() == 1
+    chopgrad.decode(decoder, z, Exact(within="1GiB"), groups=slice(0, 1))
+    assert count() == 2
+    norm = next(m for m in decoder.vae.decoder.modules() if isinstance(m, torch.nn.GroupNorm))
+    handle = norm.register_forward_hook(lambda *args: None)
+    assert count() == 3
+    handle.remove()
+    parameters = [p for p in decoder.parameters() if p.shape == norm.weight.shape]
+    parameters[0].requires_grad_(False)
+    assert count() == 4
+    parameters[0].requires_grad_(True), parameters[1].requires_grad_(False)
+    assert count() == 5
+    decoder, z = chopgrad.decoder_for(build("cogvideox").float()), z.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        count()
+    assert count() == 2
+
+
+def test_autocast_is_predicted():
+    """Under which the group norms are called as they are."""
+    decoder, z = made("cogvideox", 6)
+    prices = automatic._prices(decoder, z, decoder.frame_groups(6), True)
+    form = Form(settings=Plan(None, 0, True, False))
+    with predicted_under(autocast=True):
+        within = automatic._prices(decoder, z, decoder.frame_groups(6), True)(form, True)
+    assert within.device_bytes > 1.2 * prices(form, True).device_bytes
+
+
+@pytest.mark.parametrize("told", ["", "x", "0", "2"])
+def test_processes_beside_this_one(told, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", told)
+    _, z = made()
+    assert automatic._budget(Exact(), z, True).device_bytes > 0
+
+
+def test_nobody_knows_what_is_free_on_meta():
+    decoder, z = made()
+    for strategy in (Exact(), Exact(pieces=True, strips="auto")):
+        choice = automatic.choose(strategy, decoder, z.to("meta"), decoder.frame_groups(5), True)
+        assert not choice.form.settings.offload
+        assert choice.form.settings.strips == (64 if strategy.strips else None)
 
 
 def test_a_model_that_cannot_be_followed_takes_least(monkeypatch, caplog):

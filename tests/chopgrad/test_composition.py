@@ -186,3 +186,18 @@ def test_training_the_decoder_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("strategy", [Exact(), Exact(pieces=True), Chop(1)], ids=str)
+def test_transforms_of_torch_func_need_one_graph(strategy):
+    decoder = chopgrad.decoder_for(build("cogvideox"))
+    z = latents_for(decoder.vae, 2)
+
+    def value(strategy):
+        return torch.func.grad(lambda z: chopgrad.decode(decoder, z, strategy).square().sum())(z)
+
+    with pytest.raises(TypeError, match=r"Transforms of torch.func need .* with Full"):
+        value(strategy)
+    leaf = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(chopgrad.decode(decoder, leaf, Full()).square().sum(), leaf)
+    assert (value(Full()) - expected).norm() < 1e-11 * expected.norm()

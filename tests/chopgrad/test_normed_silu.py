@@ -196,3 +196,33 @@ def test_walking_pieces_needs_no_checkpoint(name):
         return memory.peak_bytes
 
     assert peak(None) <= 1.1 * peak("frame")
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_weights_and_hooks_that_come_before_the_backward_pass(name):
+    """As with PyTorch's own operators, the gradient is that of what was run."""
+    vae = build(name).requires_grad_(False)
+    decoder = chopgrad.decoder_for(vae)
+    z = latents_for(vae, 3).requires_grad_()
+    frames, stock = chopgrad.decode(decoder, z, chopgrad.Full()), vae.decode(z).sample
+    for norm in [m for m in vae.decoder.modules() if isinstance(m, WanRMS_norm | nn.GroupNorm)]:
+        for key, value in norm.named_parameters():
+            setattr(norm, key, nn.Parameter(2 * value, requires_grad=False))
+        norm.register_forward_hook(lambda module, args, y: 3 * y)
+    found, expected = (torch.autograd.grad(y.square().sum(), z)[0] for y in (frames, stock))
+    assert relative_error(found, expected) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_several_adjoints_at_once(name):
+    vae = build(name).requires_grad_(True)
+    decoder = chopgrad.decoder_for(vae)
+    z = latents_for(vae, 3).requires_grad_()
+    sources = [z, *decoder.parameters()]
+    frames, stock = chopgrad.decode(decoder, z, chopgrad.Full()), vae.decode(z).sample
+    adjoints = torch.randn(2, *frames.shape, dtype=frames.dtype)
+    settings = {"is_grads_batched": True, "allow_unused": True, "materialize_grads": True}
+    found, expected = (torch.autograd.grad(y, sources, adjoints, **settings) for y in (frames, stock))
+    norm = max(x.norm() for x in expected)
+    for x, y in zip(found, expected, strict=True):
+        assert (x - y).norm() < 1e-11 * max(y.norm(), 1e-3 * norm)

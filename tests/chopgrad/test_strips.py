@@ -257,6 +257,123 @@ def test_a_hook_that_mixes_rows_sees_the_whole():
     handle.remove()
 
 
+def mean_of_rows(y):
+    return y - y.mean((-1, -2), keepdim=True)
+
+
+class Squeezed(nn.Module):
+    """An adapter around a convolution that looks at all rows."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, *args, **kwargs):
+        y = self.convolution(*args, **kwargs)
+        return y * y.mean((-1, -2), keepdim=True).sigmoid()
+
+
+def circular(vae, monkeypatch):
+    """What makes decoders of tiles that can be laid side by side."""
+    for module in vae.decoder.modules():
+        if type(module) is nn.Conv2d and module.kernel_size[0] > 1:
+            module.padding_mode = "circular"
+
+
+def hooked_shortcut(vae, monkeypatch):
+    for module in vae.decoder.modules():
+        if getattr(module, "avg_shortcut", None) is not None:
+            module.avg_shortcut.register_forward_hook(lambda module, args, y: mean_of_rows(y))
+
+
+def around_a_layer(vae, monkeypatch):
+    block = vae.decoder.up_blocks[0].resnets[0]
+    block.conv1 = Squeezed(block.conv1)
+
+
+def forward_of_an_instance(vae, monkeypatch):
+    convolution = vae.decoder.up_blocks[0].resnets[0].conv1
+    own = convolution.forward
+    convolution.forward = lambda *args, **kwargs: mean_of_rows(own(*args, **kwargs))
+
+
+def forward_of_a_class(vae, monkeypatch):
+    cls = type(vae.decoder.up_blocks[0].resnets[0].conv1)
+    own = cls.forward
+    monkeypatch.setattr(cls, "forward", lambda self, *args, **kwargs: mean_of_rows(own(self, *args, **kwargs)))
+
+
+def backward_hook(vae, monkeypatch):
+    block = vae.decoder.up_blocks[0].resnets[0]
+    block.nonlinearity = nn.SiLU()
+    block.nonlinearity.register_full_backward_hook(lambda module, found, given: (mean_of_rows(found[0]),))
+
+
+def norm_of_another_class(vae, monkeypatch):
+    norm = vae.decoder.up_blocks[0].resnets[0].norm1
+
+    class Doubled(type(norm)):
+        def forward(self, *args, **kwargs):
+            y, kept = super().forward(*args, **kwargs)
+            return 2 * y + 0.1, kept
+
+    norm.__class__ = Doubled
+
+
+def forward_of_a_group_norm(vae, monkeypatch):
+    norm = vae.decoder.up_blocks[0].resnets[0].norm1.norm_layer
+    own = norm.forward
+    norm.forward = lambda x: 2 * own(x) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("wan2.1", circular), ("cogvideox", circular), ("wan2.2", hooked_shortcut), ("wan2.1", around_a_layer),
+        ("wan2.1", forward_of_an_instance), ("wan2.1", forward_of_a_class), ("wan2.1", backward_hook),
+        ("cogvideox", backward_hook), ("cogvideox", norm_of_another_class), ("cogvideox", forward_of_a_group_norm),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_to_be_local_sees_the_whole(name, change, monkeypatch):
+    vae = build(name)
+    change(vae, monkeypatch)
+    decoder = chopgrad.decoder_for(vae, check=False)
+    z = source(decoder)
+    agree_whole(decoder, z)
+
+
+def agree_whole(decoder, z):
+    (frames, found), (own, expected) = (gradients(decoder, z, s) for s in (Exact(pieces=True, strips=3), Full()))
+    assert (frames - own).norm() < 1e-11 * own.norm()
+    agree(found, expected)
+
+
+def test_a_hook_on_all_modules_sees_the_whole():
+    decoder = chopgrad.decoder_for(build("wan2.1"))
+    z = source(decoder)
+    convolutions = nn.Conv2d | nn.Conv3d
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, y: mean_of_rows(y) if isinstance(module, convolutions) else None
+    )
+    try:
+        agree_whole(decoder, z)
+    finally:
+        handle.remove()
+
+
+def test_a_hook_that_comes_before_the_backward_pass():
+    """Walked at once then, from what was cut in the forward pass."""
+    decoder = chopgrad.decoder_for(build("wan2.1"))
+    z = source(decoder).requires_grad_()
+    expected = torch.autograd.grad(chopgrad.decode(decoder, z, Full()).square().sum(), z)[0]
+    frames = chopgrad.decode(decoder, z, Exact(pieces=True, strips=3))
+    for module in decoder.vae.decoder.modules():
+        if "RMS_norm" in type(module).__name__:
+            module.register_forward_hook(lambda module, args, y: None)
+    (found,) = torch.autograd.grad(frames.square().sum(), z)
+    assert (found - expected).norm() < 1e-11 * expected.norm()
+
+
 def test_a_layer_of_another_kind_sees_the_whole():
     vae = build("wan2.1")
     vae.decoder.up_blocks[0].resnets[0].norm1 = nn.GroupNorm(2, vae.decoder.up_blocks[0].resnets[0].conv1.in_channels)
