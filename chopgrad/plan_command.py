@@ -49,6 +49,9 @@ def run(options: argparse.Namespace) -> int:
                     found.multiple(size), options.dtype, lambda size, dtype: _estimator(options, size, dtype),
                 )
             )  # fmt: skip
+            if advice and not advice[0].change:
+                best = advice.pop(0).prediction
+                predictions.append(best)
         said("")
     except ValueError as error:
         said("")

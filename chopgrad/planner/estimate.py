@@ -49,7 +49,7 @@ class Estimator:
         Raises:
             ValueError: ``Sampled``.
         """
-        rows = rows_of(strategies, checkpoint)
+        rows = rows_of(strategies, checkpoint, self._setting(None).model)
         return [self._prediction(strategy, inside, self.length) for strategy, inside in rows]
 
     def groups(self) -> int:
@@ -77,7 +77,8 @@ class Estimator:
         self, length: int, strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"]
     ) -> list[Prediction]:
         """Predictions for a shorter video, from the same profile."""
-        return [self._prediction(strategy, inside, length) for strategy, inside in rows_of(strategies, checkpoint)]
+        rows = rows_of(strategies, checkpoint, self._setting(None).model)
+        return [self._prediction(strategy, inside, length) for strategy, inside in rows]
 
     def _prediction(self, strategy: Strategy, inside: Checkpoint, length: int) -> Prediction:
         found, around = self._profile(inside), self._around(length)

@@ -15,6 +15,7 @@ from chopgrad.planner.architectures import build, latent_frames_of, spatial_fact
 from chopgrad.planner.compute import once_more, relative_compute
 from chopgrad.planner.loss_shapes import loss_shapes
 from chopgrad.planner.peaks import DecoderSetting, FramesLoss, Setting
+from chopgrad.recurrence import Recurrence
 from chopgrad.shapes import ShapesOnly
 from chopgrad.strategies import Chop, Exact, Full, Sampled, Strategy
 
@@ -58,6 +59,7 @@ def default_strategies(groups: int) -> list[Strategy]:
         Exact(offload=True, pieces=True, strips=4),
         Exact(offload=True, pieces=True, strips=16),
         Exact(offload=True, pieces=True, every=max(2, isqrt(groups))),
+        Exact(offload=True, pieces=True, every=max(2, isqrt(groups)), strips=16),
         Exact(pieces=True, every=max(2, isqrt(groups))),
         *(Chop(d) for d in (0, 1, 2, 4)),
         Chop(1, block=4),
@@ -95,14 +97,15 @@ def plan(
         strategies: default: ``default_strategies``. An ``Exact`` whose ``every`` is left open is taken to keep every
             state.
         checkpoint: what the decoder recomputes inside a group; ``"best"``: nothing, and for strategies that walk pieces
-            also ``"frame"``.
+            also ``"frame"`` where that takes less.
         progress: called with the number of predictions made and that of all, before each and at the end.
 
     Raises:
         ValueError: unknown VAE, loss or form, or frames or size that it does not decode to; the message says what fits.
-            ``Sampled``, whose cost depends on its draw.
+            ``Sampled``, whose cost depends on its draw; ``Exact()`` and ``strips="auto"``, which depend on free memory.
 
-    Cost: a second or two per strategy. The peak of each phase (the forward pass, the loss, the backward pass) is linear
+    Cost: some seconds per strategy, with strips a minute and more; ``estimator`` says nearly the same in no time. The
+    peak of each phase (the forward pass, the loss, the backward pass) is linear
     in the number of groups once a strategy's window is full, so two short videos tell the line of each, and the highest
     at the video's length is the peak; with ``every`` the states that are not kept are taken off it.
     """
@@ -155,7 +158,7 @@ def predict(
     model = setting(None).model
     groups = len(model.groups(length))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    rows = rows_of(strategies, checkpoint)
+    rows = rows_of(strategies, checkpoint, model)
     predictions: list[Prediction] = []
     for strategy, inside in rows:
         if progress is not None:
@@ -170,12 +173,12 @@ def predict(
 
 
 def rows_of(
-    strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"]
+    strategies: Sequence[Strategy], checkpoint: Checkpoint | Literal["best"], model: Recurrence
 ) -> list[tuple[Strategy, Checkpoint]]:
     """Each strategy with what the model recomputes inside a group.
 
     Raises:
-        ValueError: ``Sampled``.
+        ValueError: ``Sampled``, or one of which something is chosen when it is called.
     """
     rows: list[tuple[Strategy, Checkpoint]] = []
     for strategy in strategies:
@@ -184,7 +187,8 @@ def rows_of(
         if isinstance(strategy, Exact | Chop) and strategy.is_automatic:
             raise ValueError(f"What {strategy} takes depends on the memory that is free: pass a form of it.")
         settings = strategy.plan()
-        best: tuple[Checkpoint, ...] = (None, "frame") if settings.pieces and not settings.strips else (None,)
+        helps = settings.pieces and not settings.strips and model.recomputes_frames
+        best: tuple[Checkpoint, ...] = (None, "frame") if helps else (None,)
         rows += [(strategy, inside) for inside in (best if checkpoint == "best" else (checkpoint,))]
     return rows
 

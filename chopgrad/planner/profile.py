@@ -54,6 +54,9 @@ class Swept:
     pull: Works
 
 
+NOTHING = Swept(0, 0, 0, 0, 0, 0, 0, Works(), Works(), Works())
+
+
 @dataclass(frozen=True)
 class PieceProfile(Swept):
     """One piece of a group.
@@ -160,11 +163,10 @@ def profile(
                 states.append(tracer.next_state(i, states[i]))
         steady = len(seen) - 1 - (len(seen) > 1 and seen[-1] == seen[-2])
         # The last group may be shorter than those before it, which then are the rule.
-        first = tuple(tracer.group(i, states[i]) for i in range(steady)) if beginning else ()
-        return Profile(
-            sum(p.nbytes for p in twin.parameters()), source.nbytes, len(groups), first,
-            tracer.group(steady, states[steady]), steady,
-        )  # fmt: skip
+        full = tracer.group(steady, states[steady])
+        first = tuple(tracer.group(i, states[i], full) for i in range(steady)) if beginning else ()
+        weights = sum(p.nbytes for p in twin.parameters())
+        return Profile(weights, source.nbytes, len(groups), first, full, steady)
 
 
 class _Tracer:
@@ -189,19 +191,27 @@ class _Tracer:
         with self.ledger:
             return self.model.step(self.taken(i), state)[1]
 
-    def group(self, i: int, state: Any) -> GroupProfile:
+    def group(self, i: int, state: Any, full: GroupProfile | None = None) -> GroupProfile:
+        """Args:
+        full: one of full size. The pieces of a smaller group have no peaks that matter, and are not swept.
+        """
+
         def step(features: Features, state: Any) -> tuple[Features, Any]:
             y, state = self.model.step(features[0], state)
             return (y,), state
 
         taken, yielded = self.taken(i), 0
+        whole = self._swept(step, (taken,), state, self.source_needs_grad)
+        smaller = full is not None and whole.pull_bytes <= full.whole.pull_bytes
+        run, built, pulled = ("step" if k < 0 else self.names[k] for k in self._moments)
         found: list[tuple[Swept, dict[str, Any]]] = []
         features: Features = (taken,)
         before: Features = ()
         entering = []
         for k, piece in enumerate(self.pieces):
             space = self._space(piece, features[0])
-            swept = self._swept(piece, features, state[k], k > 0 or self.source_needs_grad)
+            tracked = k > 0 or self.source_needs_grad
+            swept = NOTHING if smaller else self._swept(piece, features, state[k], tracked)
             with self.names.watching(k), self.ledger:  # by hooks, around which no module would be stood in for
                 leaving, _ = piece(features, state[k])
             made = _bytes(leaving, beside=features)
@@ -211,12 +221,9 @@ class _Tracer:
             before, features = features, leaving
             yielded = made
         del before
-        self.ledger.at = -1
-        whole = self._swept(step, (taken,), state, self.source_needs_grad)
         pieces = tuple(
             PieceProfile(**vars(swept), name=self.names[k], **sizes) for k, (swept, sizes) in enumerate(found)
         )
-        run, built, pulled = ("step" if k < 0 else self.names[k] for k in self._moments)
         strips = InStrips(entering, self.rows, self.parameters, self.source_needs_grad) if entering else None
         return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, (run, built, pulled), strips)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Literal, NamedTuple
 
 from chopgrad.planner.estimate import Estimator
@@ -18,7 +19,7 @@ class Remedy(NamedTuple):
     """A change with which something fits."""
 
     change: str
-    """In the words of the command line, such as "--frames 49"."""
+    """In the words of the command line, such as "--frames 49"; empty where only the strategy is another."""
     prediction: Prediction
 
 
@@ -32,7 +33,8 @@ def remedies(
     dtype: str,
     other: Callable[[tuple[int, int], str], Estimator],
 ) -> Iterator[Remedy]:
-    """Sparser states, a checkpoint, fewer frames, another dtype, a smaller size.
+    """More strips and sparser states; and where these do not do, a checkpoint, fewer frames, another dtype, a smaller
+    size.
 
     Args:
         best_of: what is recommended of predictions; None where nothing fits.
@@ -42,12 +44,12 @@ def remedies(
 
     Cost: a second for each other size or dtype, of which there are at most seven.
     """
-    groups = estimator.groups()
-    for k in range(2, groups + 1):
-        found = best_of(estimator.of([Exact(offload=True, pieces=True, every=k)], checkpoint))
+    for strips, every in product((None, 16, 32, 64), range(1, estimator.groups() + 1)):
+        some = Exact(offload=True, pieces=True, every=every if every > 1 else None, strips=strips)
+        found = best_of(estimator.of([some], checkpoint))
         if found:
-            yield Remedy(f"every={k}", found)
-            break
+            yield Remedy("", found)
+            return
     if checkpoint != "best":
         found = best_of(estimator.of(strategies, "best"))
         if found:

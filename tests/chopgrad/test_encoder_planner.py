@@ -115,7 +115,7 @@ def test_the_command_line(folders, capsys, monkeypatch):
     assert "peak with the encoder's weights" in text
     assert "For 1GiB: Full(), 0.0 GiB." in text
     assert main([*arguments, "--encoder", "--encoder-gradient", "video", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 4
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 3
     assert main([*arguments, "--encoder-gradient", "video"]) == 2
     assert "--encoder-gradient goes with --encoder" in capsys.readouterr().err
 
