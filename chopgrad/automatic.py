@@ -26,6 +26,8 @@ MARGIN = 0.1
 """Share of the memory that is free which is left so: what a prediction may be off, workspaces, fragmentation."""
 OF_LOSS = 0.4
 """Share that is left to a loss outside of ``decode``, whose own graph nobody here knows."""
+FOLLOWED = 1.03
+"""Strips take up to that times what is found by following them."""
 OF_STRIPS = 1.4
 """Times what they take, strips are estimated at most. Where the estimate could fit they are followed."""
 STRIPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -304,6 +306,8 @@ def _prices(model: Recurrence, source: Tensor, groups: Sequence[Group], streams:
         found = profiled(form.plan().pieces)
         device, host, _ = need(form, found, around, follow)
         device -= found.weight_bytes + found.source_bytes
+        if follow and form.plan().strips:
+            device = int(FOLLOWED * device)
         return _Cost(form, seconds(form, found, H200, streams), device, host)
 
     return price
