@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-import torch
 
 from bench.cases import KEY_STRATEGIES, Inside, label
 from bench.published import CASES, CURVE_FRAMES, CURVES, FOLDER, GIB, TARGETS_GIB, least_exact
 from chopgrad import Strategy
-from chopgrad.planner import plan
+from chopgrad.planner import default_strategies, estimator
 from suite.command_line import run_main
 from suite.progress import track
 from suite.records import Record, finished, provenance, read_record, write_record
@@ -49,15 +48,17 @@ def predict(name: str, path: Path) -> Record:
     made_by = provenance()
     if old := finished(path, settings, made_by):
         return old
+    found = estimator(vae, frames, height, width)
     rows = [
         {
             "strategy": label(Inside(p.checkpoint, p.strategy) if p.checkpoint else p.strategy),
             "device_bytes": p.device_bytes,
             "host_bytes": p.host_bytes,
             "relative_compute": p.relative_compute,
+            "relative_seconds": p.relative_seconds,
             "distance": p.distance,
         }
-        for p in plan(vae, frames, height, width, dtype=torch.bfloat16, strategies=strategies)
+        for p in found.of(strategies or default_strategies(found.groups()), "best")
     ]
     write_record(path, settings, {"predictions": rows}, made_by)
     return read_record(path)
@@ -68,8 +69,8 @@ def report(records: dict[str, Record]) -> str:
     lines = [
         "# Predicted peak memory",
         "",
-        "Predicted by the planner, **not measured**: GiB on the device (weights included) and on the host, and passes",
-        "relative to full back-propagation. Left out: cuDNN workspaces, fragmentation.",
+        "Predicted by the planner's formulas, **not measured**: GiB on the device (weights included) and on the host, and",
+        "time relative to full back-propagation on an H200. Left out: cuDNN workspaces, fragmentation.",
         "",
     ]
     if any(name in CURVES for name in records):
@@ -84,12 +85,12 @@ def report(records: dict[str, Record]) -> str:
                 r["strategy"],
                 f"{r['device_bytes'] / GIB:.1f}",
                 f"{r['host_bytes'] / GIB:.1f}",
-                f"{r['relative_compute']:.2f}",
+                f"{r['relative_seconds']:.2f}",
             ]
             + ["exact" if r["distance"] is None else f"truncated at {r['distance']}"]
             for r in record.metrics["predictions"]
         ]
-        lines += [markdown_table(["strategy", "device GiB", "host GiB", "compute", "gradient"], rows), ""]
+        lines += [markdown_table(["strategy", "device GiB", "host GiB", "time", "gradient"], rows), ""]
         if name in TARGETS_GIB:
             least = least_exact({r["strategy"]: r for r in record.metrics["predictions"]})["device_bytes"] / GIB
             reached = "reached" if least <= TARGETS_GIB[name] else "NOT reached"

@@ -21,7 +21,7 @@ strategy                             gradient               forwards + backwards
 ``Sampled(K, strategy)``             unbiased for it        fewer                       that of the strategy
 ===================================  =====================  ==========================  ===========================
 
-At 480x832 in bfloat16 the Wan 2.1 decoder has A = 21 GiB, c = 1.8 GiB and a = 7 GiB; A and a are less with
+At 480x832 in bfloat16 the Wan 2.1 decoder has A = 5 GiB, c = 1.8 GiB and a = 4 GiB; A is less with
 ``decoder_for(vae, checkpoint=...)``.
 
 Every strategy is read by the one engine (``chopgrad.engine``) as the same few settings.

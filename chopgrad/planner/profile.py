@@ -201,9 +201,9 @@ class _Tracer:
             return (y,), state
 
         taken, yielded = self.taken(i), 0
-        whole = self._swept(step, (taken,), state, self.source_needs_grad)
+        self.ledger.at = -1
+        whole, moments = self._swept(step, (taken,), state, self.source_needs_grad), self._moments
         smaller = full is not None and whole.pull_bytes <= full.whole.pull_bytes
-        run, built, pulled = ("step" if k < 0 else self.names[k] for k in self._moments)
         found: list[tuple[Swept, dict[str, Any]]] = []
         features: Features = (taken,)
         before: Features = ()
@@ -224,6 +224,7 @@ class _Tracer:
         pieces = tuple(
             PieceProfile(**vars(swept), name=self.names[k], **sizes) for k, (swept, sizes) in enumerate(found)
         )
+        run, built, pulled = ("step" if k < 0 else self.names[k] for k in moments)
         strips = InStrips(entering, self.rows, self.parameters, self.source_needs_grad) if entering else None
         return GroupProfile(taken.nbytes, yielded, _dense_bytes(state), whole, pieces, (run, built, pulled), strips)
 
