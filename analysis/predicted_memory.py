@@ -69,7 +69,7 @@ def report(records: dict[str, Record]) -> str:
     lines = [
         "# Predicted peak memory",
         "",
-        "Predicted by the planner's formulas, **not measured**: GiB on the device (weights included) and on the host, and",
+        "Predicted by the planner's formulas, **not measured**: GiB on the device (weights included), on the host, and",
         "time relative to full back-propagation on an H200. Left out: cuDNN workspaces, fragmentation.",
         "",
     ]
