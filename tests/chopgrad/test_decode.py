@@ -165,9 +165,14 @@ def test_peak_of_a_chop_does_not_depend_on_the_number_of_frames():
 # A part of the frames
 
 
-@pytest.mark.parametrize("history", [True, False])
 @pytest.mark.parametrize("strategy", [*EXACT, *TRUNCATED], ids=str)
-@pytest.mark.parametrize(("name", "latent_frames"), [("wan2.1", 6), ("wan2.2", 5), ("cogvideox", 11)])
+@pytest.mark.parametrize(
+    ("name", "latent_frames", "history"),
+    [
+        ("wan2.1", 6, True), ("wan2.2", 5, True), ("cogvideox", 11, True), ("wan2.1", 6, False),
+        *(pytest.param(*case, False, marks=pytest.mark.slow) for case in (("wan2.2", 5), ("cogvideox", 11))),
+    ],
+)  # fmt: skip
 def test_some_groups_against_brute_force(name, latent_frames, strategy, history):
     vae, decoder, z = case(name, latent_frames, trainable=True)
     spans = decoder.frame_groups(latent_frames)

@@ -71,7 +71,7 @@ def dial(groups):
     return [Full(), *exact, *chops, *pieces, *offloading]
 
 
-@pytest.mark.parametrize("latent_frames", [1, 2, 5])
+@pytest.mark.parametrize("latent_frames", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("name", QWEN_SLOWLY)
 def test_every_strategy_against_brute_force(name, latent_frames):
     vae, z, target = case(name, latent_frames)
