@@ -315,15 +315,14 @@ class Trainer:
 
 def test_what_is_around_modules_is_neither_copied_nor_called(monkeypatch):
     """When memory is predicted. What a module does with it is as large, because it is called as it is."""
-    from accelerate.hooks import CpuOffload, UserCpuOffloadHook, add_hook_to_module
-
+    hooks = pytest.importorskip("accelerate.hooks")
     monkeypatch.setattr(automatic, "SMALL", 2**60)
     decoder, z = made()
     trainer, waiting = Trainer(), torch.nn.Linear(2, 2)
-    add_hook_to_module(waiting, CpuOffload("cpu"), append=True)
+    hooks.add_hook_to_module(waiting, hooks.CpuOffload("cpu"), append=True)
     waiting.__dict__["trainer"] = trainer
-    before = CpuOffload("cpu", prev_module_hook=UserCpuOffloadHook(waiting, waiting._hf_hook))
-    add_hook_to_module(decoder.vae.decoder.conv_out, before, append=True)
+    before = hooks.CpuOffload("cpu", prev_module_hook=hooks.UserCpuOffloadHook(waiting, waiting._hf_hook))
+    hooks.add_hook_to_module(decoder.vae.decoder.conv_out, before, append=True)
     decoder.vae.decoder.conv_in.register_forward_hook(trainer.hook)
     decoder = chopgrad.decoder_for(decoder.vae, check=False)
     trainer.kinds.clear()
