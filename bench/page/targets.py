@@ -129,8 +129,8 @@ def resolutions(results: Results, by_size: dict[tuple[str, int, int], dict[int, 
         if not exact:
             yield missing(target, RUN_PREDICTIONS)
             continue
-        # A measurement decides where there is one.
-        best = min(exact, key=lambda k: (totals[k][1] != "measured", totals[k][0]))
+        # A measurement stands in for its own prediction; of another strategy it decides nothing.
+        best = min(exact, key=lambda k: totals[k][0])
         least, kind = totals[best]
         others = [k for k in (label(Full()), label(PAPER)) if k in totals]
         against = ", ".join(f"{k} {as_bytes(totals[k][0])} ({totals[k][1]})" for k in others)

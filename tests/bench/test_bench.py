@@ -464,10 +464,10 @@ def test_times_are_judged_and_a_cpu_decides_nothing_about_offloading(tmp_path):
         assert found["Exact(offload) takes less time than the paper's Chop(1)"].verdict == against_paper
 
 
-def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
+def test_a_measurement_decides_about_four_gib_where_there_is_one(tmp_path):
     methods = (Full(), Chop(1), Exact(offload=True, pieces=True))
     chosen = [Case("full:wan2.1", 97, 720, 1280, m, dtype="bfloat16", device="cuda") for m in methods]
-    name = "exact gradient in at most 16 GiB: full-size wan2.1, 97 frames of 720x1280"
+    name = "exact gradient in at most 4 GiB: full-size wan2.1, 97 frames of 720x1280"
     assert verdicts(tmp_path, chosen)[name][1] == "not measured here"
     settings = {"vae": "wan2.1", "frames": 97, "height": 720, "width": 1280}
     rows = [
@@ -477,15 +477,15 @@ def test_a_measurement_decides_about_sixteen_gib_where_there_is_one(tmp_path):
             "relative_compute": c,
             "distance": 1 if m == Chop(1) else None,
         }
-        for m, g, c in zip(methods, (985, 100, 13), (1.0, 1.67, 1.67), strict=True)
+        for m, g, c in zip(methods, (985, 100, 3), (1.0, 1.67, 1.67), strict=True)
     ]
     write_record(tmp_path / "predicted" / "a.json", settings, {"predictions": rows}, MADE_BY)
     found = verdicts(tmp_path, chosen, tmp_path / "predicted")[name]
     assert found == Verdict(
-        name, "reached", "Exact(offload, pieces) 13.0 GiB; Full() 985.0 GiB (predicted), Chop(1) 100.0 GiB (predicted)",
+        name, "reached", "Exact(offload, pieces) 3.0 GiB; Full() 985.0 GiB (predicted), Chop(1) 100.0 GiB (predicted)",
         "predicted",
     )  # fmt: skip
-    write(tmp_path, "memory", chosen[2], memory(17 * 1024))
+    write(tmp_path, "memory", chosen[2], memory(5 * 1024))
     assert verdicts(tmp_path, chosen, tmp_path / "predicted")[name].verdict == "NOT reached"
 
 

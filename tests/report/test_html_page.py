@@ -250,7 +250,7 @@ def test_the_page_opens_with_memory_then_costs_then_the_claims_of_the_paper(repo
 def test_the_opening_says_what_the_planner_says(tmp_path):
     text = opening(RESULTS)
     rows = {x.split("|")[1].strip(): [c.strip() for c in x.split("|")[2:-1]] for x in text.splitlines() if "|" in x}
-    least = predictions()["wan2.1", 480, 832][97]["Exact(offload, pieces), checkpoint=frame"]
+    least = predictions()["wan2.1", 480, 832][97]["Exact(strips=16, offload, pieces)"]
     shown = rows["wan2.1, 97 frames of 480x832"]
     assert shown[2] == f"{least['device_bytes'] / 2**30:.1f}" and len(rows) == len(CASES) + 2
     assert float(shown[2]) < float(shown[1]) < float(shown[0])
