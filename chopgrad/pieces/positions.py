@@ -34,11 +34,11 @@ def normed_silu(norm: nn.Module, x: Tensor) -> Tensor:
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
         return _forward(norm, x)
-    return _NormedSiLU.apply(_with(norm, dict(norm.named_parameters())), x, *parameters)
+    return _NormedSiLU.apply(_with(norm, {}), x, *parameters)
 
 
 def _with(norm: nn.Module, parameters: dict[str, Any]) -> nn.Module:
-    """A copy with these parameters: before the backward pass the module may get others, or a hook."""
+    """A copy with these in place of its parameters: before the backward pass the module may get others, or a hook."""
     twin = copy(norm)
     twin._parameters = dict(norm._parameters) | parameters
     for kind in HOOKS:

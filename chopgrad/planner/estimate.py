@@ -49,8 +49,7 @@ class Estimator:
         Raises:
             ValueError: ``Sampled``.
         """
-        rows = rows_of(strategies, checkpoint, self._setting(None).model)
-        return [self._prediction(strategy, inside, self.length) for strategy, inside in rows]
+        return self.at(self.length, strategies, checkpoint)
 
     def groups(self) -> int:
         """How many there are."""
