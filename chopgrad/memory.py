@@ -73,7 +73,7 @@ class PeakMemory:
 
 
 def available_bytes(device: torch.device | str) -> int | None:
-    """Memory that is free now: of the CUDA device, or of the host (less where a control group allows less).
+    """Memory that is free now, of the CUDA device or of the host; less where a process or control group is given less.
 
     What PyTorch keeps for itself, on the device or pinned on the host, is free for the next allocation. So is a control
     group's page cache that was not used lately.
@@ -82,8 +82,10 @@ def available_bytes(device: torch.device | str) -> int | None:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
+        allocated, (free, total) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
+        # torch.cuda.set_per_process_memory_fraction, for processes that share a card
+        allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        return max(0, min(free + torch.cuda.memory_reserved(device), allowed) - allocated)
     if device.type != "cpu":
         return None
     try:

@@ -15,6 +15,7 @@ Call = Literal["frame_loss", "decode", "patch", "plain"]
 
 LEAST = Inside("frame", Exact(offload=True, pieces=True, every=1))
 """The exact gradient that needs the least device memory without strips."""
+PIECES = Exact(offload=True, pieces=True, every=1)
 STRIPS = Exact(offload=True, pieces=True, every=1, strips=8)
 OFFLOAD = Exact(offload=True, every=1)
 LARGE_CARD_GIB = 120
@@ -61,40 +62,14 @@ def rows(card_gib: float) -> list[Row]:
     large = card_gib >= LARGE_CARD_GIB
     wan = ("full:wan2.1", 13, 480, 832)
     found = [
-        Row("wan-forms", "full:wan2.1", 81, 480, 832, streamed(Full(), Exact(), STRIPS, OFFLOAD, Chop(1)), rounds=1),
-        Row("wan-720p-forms", "full:wan2.1", 97, 720, 1280, streamed(Exact(), STRIPS), rounds=1),
         Row(
             "wan-short",
             *wan,
             streamed(
-                Full(), Exact(offload=False), OFFLOAD, Exact(offload=True, pieces=True, every=1), LEAST, Chop(0),
-                Chop(1), Chop(2), Chop(1, block=4), Chop(1, offload=True), Inside("residual", Chop(1)),
+                Full(), Exact(offload=False), OFFLOAD, PIECES, LEAST, STRIPS, Exact(), Chop(0), Chop(1), Chop(2),
+                Chop(1, block=4), Inside("residual", Chop(1)),
             ),
             error=True,
-        ),
-        Row("wan-long", "full:wan2.1", 81, 480, 832, streamed(Exact(offload=True), LEAST, Chop(1), Chop(0)), rounds=1),
-        Row(
-            "calls",
-            *wan,
-            (("plain", Full()), ("patch", LEAST), ("decode", LEAST), ("frame_loss", LEAST), ("patch", Chop(1))),
-        ),
-        Row(
-            "wan-720p",
-            "full:wan2.1",
-            97,
-            720,
-            1280,
-            streamed(Inside("frame", Exact(offload=True, pieces=True, every=4)), *[Chop(1)] * large),
-            rounds=0,
-        ),
-        Row(
-            "cogvideox-long",
-            "full:cogvideox",
-            49,
-            480,
-            720,
-            streamed(Exact(offload=True, pieces=True, every=1), LEAST, OFFLOAD),
-            rounds=1,
         ),
         Row(
             "cogvideox-short",
@@ -102,13 +77,49 @@ def rows(card_gib: float) -> list[Row]:
             17 if large else 9,
             480,
             720,
-            streamed(Full(), Exact(offload=True, pieces=True, every=1), LEAST, Chop(0), Chop(1)),
+            streamed(Full(), PIECES, LEAST, STRIPS, Exact(), Chop(0), Chop(1)),
+            rounds=1,
+        ),
+        Row(
+            "wan-long",
+            "full:wan2.1",
+            81,
+            480,
+            832,
+            streamed(Exact(), STRIPS, PIECES, Chop(1), LEAST, OFFLOAD, Chop(0)),
+            rounds=1,
+        ),
+        Row(
+            "wan-720p",
+            "full:wan2.1",
+            97,
+            720,
+            1280,
+            streamed(
+                replace(STRIPS, every=4), Exact(), Inside("frame", Exact(offload=True, pieces=True, every=4)),
+                *[Chop(1)] * large,
+            ),
+            rounds=0,
+        ),
+        Row(
+            "calls",
+            *wan,
+            (("plain", Full()), ("patch", LEAST), ("decode", LEAST), ("frame_loss", LEAST), ("patch", Chop(1))),
+        ),
+        Row(
+            "cogvideox-long",
+            "full:cogvideox",
+            49,
+            480,
+            720,
+            streamed(PIECES, LEAST, STRIPS, OFFLOAD),
             rounds=1,
         ),
         Row("wan2.2-short", "full:wan2.2", 13 if large else 9, 704, 1280, streamed(Full(), OFFLOAD, LEAST, Chop(1))),
         Row("repeated", "full:wan2.1", 9, 480, 832, streamed(LEAST), rounds=0, repeats=40),
         Row("channels-last", *wan, streamed(Full(), OFFLOAD, LEAST, Chop(1)), channels_last=True),
         Row("saved-on-cpu", "full:wan2.1", 5, 480, 832, streamed(Full(), SavedOnCpu(), OFFLOAD)),
+        Row("activations-on-host", *wan, streamed(Full(), Chop(1, offload=True)), rounds=1),
         *([Row("wan-medium", "full:wan2.1", 25, 480, 832, streamed(Full(), OFFLOAD, LEAST, Chop(1)))] * large),
     ]  # fmt: skip
     return found

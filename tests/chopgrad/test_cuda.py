@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional as F
 
 import chopgrad
+from bench.cases import Case
+from bench.subject import Subject
 from chopgrad import Chop, Exact, Full, offload
 from chopgrad.memory import PeakMemory, available_bytes
 from chopgrad.offload import pinned_bytes
@@ -49,6 +51,70 @@ def test_cuda_agrees_with_the_cpu(name, strategy):
     here, there = gradient(name, "cpu", strategy), gradient(name, "cuda", strategy)
     assert abs(here[0] - there[0]) < 1e-12 * abs(here[0])
     assert relative_error(there[1], here[1]) < 1e-11
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Exact(offload=True, pieces=True, every=1, strips=2),
+        Exact(offload=True, pieces=True, every=2, strips=4),
+        Chop(1, recompute=True, pieces=True, strips=3),
+        Chop(1, block=2, recompute=True, pieces=True, offload=True, strips=2),
+        Exact(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["wan2.1", "wan2.2", "cogvideox"])
+def test_strips_and_the_automatic_form_agree_with_the_cpu(name, strategy):
+    here, there = (gradient(name, device, strategy, size=6) for device in ("cpu", "cuda"))
+    assert abs(here[0] - there[0]) < 1e-12 * abs(here[0])
+    assert relative_error(there[1], here[1]) < 1e-11
+
+
+@pytest.fixture
+def published():
+    """Two groups of the published Wan 2.1 in bfloat16, with random weights, and a way to allow less of the card."""
+    subject = Subject(Case("full:wan2.1", 5, 240, 416, Full(), "mse", "bfloat16", "cuda"))
+    total = torch.cuda.get_device_properties(0).total_memory
+
+    def allow(gib):
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + gib * 2**30) / total))
+
+    yield subject, allow
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gib"),
+    [
+        (Exact(), 3.0),
+        (Exact(offload=True, pieces=True, every=1, strips="auto"), 1.5),
+        (Chop(1, recompute=True, pieces=True, offload=True, strips="auto"), 3.0),
+    ],
+    ids=str,
+)
+def test_a_small_share_of_the_card_is_kept_to(published, strategy, gib):
+    subject, allow = published
+    _, expected = subject.run(Full())
+    allow(gib)
+    assert available_bytes("cuda") < 1.2 * gib * 2**30
+    with pytest.raises(torch.OutOfMemoryError):
+        subject.run(Full())
+    _, found = subject.run(strategy)
+    assert relative_error(found.float(), expected.float()) < 0.05
+
+
+def test_running_out_of_memory_in_spite_of_the_prediction_goes_on_with_less(published, monkeypatch, caplog):
+    """As the allocator raises it, inside a sweep with copies under way."""
+    subject, allow = published
+    _, expected = subject.run(Full())
+    allow(3.0)
+    monkeypatch.setattr("chopgrad.automatic.available_bytes", lambda device: 2**37)
+    _, found = subject.run(Exact())
+    assert relative_error(found.float(), expected.float()) < 0.05
+    assert "out of memory, in spite of the prediction" in caplog.text
+    assert pinned_bytes() == 0
 
 
 @pytest.mark.parametrize(

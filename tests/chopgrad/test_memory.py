@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chopgrad.memory import PeakMemory
+from chopgrad.memory import PeakMemory, available_bytes
 
 
 def views():
@@ -84,3 +84,14 @@ def test_peak_is_known_after_an_exception_and_blocks_nest():
         del a
         raise RuntimeError("mine")
     assert (inner.peak_bytes, outer.peak_bytes) == (200, 600)
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(1.0, 11), (0.5, 10), (0.25, 0)])
+def test_a_process_that_is_allowed_a_share_of_the_card_has_no_more(fraction, expected, monkeypatch):
+    """Ten of the card's 80 GiB are free, and one of 31 that PyTorch holds."""
+    gib = {"memory_reserved": 31, "memory_allocated": 30}
+    for name, value in gib.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
+    assert available_bytes("cuda") == expected * 2**30

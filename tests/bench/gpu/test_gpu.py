@@ -298,7 +298,7 @@ def test_a_pytorch_that_tells_nothing_of_pinned_memory_is_measured_too(monkeypat
 def test_rows_of_small_and_large_cards():
     for gib in (24, 80, 139):
         found = rows(gib)
-        assert [row.name for row in found][:2] == ["wan-forms", "wan-720p-forms"]
+        assert [row.name for row in found][:2] == ["wan-short", "cogvideox-short"]
         assert len({row.name for row in found}) == len(found)
     assert "wan-medium" in [row.name for row in rows(139)]
     known = methods_by_label()
@@ -310,7 +310,7 @@ def test_rows_of_small_and_large_cards():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"only": ("wan",), "dry_run": True}, "no row 'wan'; pass some of card, wan-forms"),
+        ({"only": ("wan",), "dry_run": True}, "no row 'wan'; pass some of card, wan-short"),
         ({"minutes": 0.0, "dry_run": True}, "--minutes must be positive"),
         ({"training": "--data x", "dry_run": True}, "--training goes with --train"),
         ({"measure": False, "dry_run": True}, "leaves nothing to do"),
