@@ -97,7 +97,7 @@ def watched(device: str) -> Iterator[dict[str, Any]]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if isinstance(record.args, tuple):
+            if isinstance(record.args, tuple) and isinstance(record.args[0], int):
                 found["every"] = record.args[0]
 
     log, handler = logging.getLogger("chopgrad"), Handler()
