@@ -81,11 +81,16 @@ class OffloadBuffer:
         if not self.enabled:
             return tree
         self.clear()
-        return tree_map_only(Tensor, self._put, tree)
+        tree = tree_map_only(Tensor, self._put, tree)
+        self._copy(self._out, self._leaving, out=True)
+        return tree
 
     def fetch(self, tree: Any) -> Any:
         """Start the way back to the device, ahead of a ``get`` of the same tree."""
-        return self._each(self._fetch, tree)
+        coming: list[Offloaded] = []
+        tree = self._each(lambda offloaded: self._fetch(offloaded, coming), tree)
+        self._copy(self._back, coming, out=False)
+        return tree
 
     def get(self, tree: Any) -> Any:
         """The tree on the device, for the work that is enqueued from now on."""
@@ -132,19 +137,19 @@ class OffloadBuffer:
         x = dense(x.detach() if x.requires_grad else x)  # copied where the computation runs, in its memory
         offloaded = Offloaded(_host_parts(x), x.shape, x.stride())
         offloaded.on_device, offloaded.version = x, _version(x)
-        self._copy(self._out, offloaded, to=offloaded.parts, source=_cut(x, offloaded.parts))
         self._leaving.append(offloaded)
         return offloaded
 
-    def _fetch(self, offloaded: Offloaded) -> Offloaded:
+    def _fetch(self, offloaded: Offloaded, coming: list[Offloaded]) -> Offloaded:
         if offloaded.on_device is None and offloaded.in_use is not None:
             offloaded.on_device = offloaded.in_use()
         if offloaded.on_device is None:
             # Memory of the computing stream: it is free for reuse in the order of the computation.
             dtype = offloaded.parts[0].dtype
-            x = torch.empty_strided(offloaded.shape, offloaded.stride, dtype=dtype, device=self.device)
-            offloaded.on_device = x
-            self._copy(self._back, offloaded, to=_cut(x, offloaded.parts), source=offloaded.parts)
+            offloaded.on_device = torch.empty_strided(
+                offloaded.shape, offloaded.stride, dtype=dtype, device=self.device
+            )
+            coming.append(offloaded)
         return offloaded
 
     def _get(self, offloaded: Offloaded) -> Tensor:
@@ -155,26 +160,34 @@ class OffloadBuffer:
         if any(offloaded is x for x in self._leaving):
             assert offloaded.on_device is not None
             return offloaded.on_device  # reading what leaves needs no waiting
-        self._fetch(offloaded)
+        self.fetch(offloaded)
         self.settle(offloaded)
         x, offloaded.on_device = offloaded.on_device, None
         assert x is not None
         offloaded.in_use = weakref.ref(x)
         return x
 
-    def _copy(
-        self, stream: torch.cuda.Stream | None, offloaded: Offloaded, to: Sequence[Tensor], source: Sequence[Tensor]
-    ) -> None:
-        if stream is None:
-            for a, b in zip(to, source, strict=True):
-                a.copy_(b)
+    def _copy(self, stream: torch.cuda.Stream | None, moving: Sequence[Offloaded], out: bool) -> None:
+        """All of them, after what is enqueued now; one wait and one event for them together."""
+        if not moving:
             return
+
+        def copy(**how: bool) -> None:
+            for offloaded in moving:
+                assert offloaded.on_device is not None
+                there = _cut(offloaded.on_device, offloaded.parts)
+                for here, part in zip(offloaded.parts, there, strict=True):
+                    here.copy_(part, **how) if out else part.copy_(here, **how)
+
+        if stream is None:
+            return copy()
         # So it follows what the computation has waited for: a copy back comes after the same tensor has left.
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            for a, b in zip(to, source, strict=True):
-                a.copy_(b, non_blocking=True)
-            offloaded.arrived = stream.record_event()
+            copy(non_blocking=True)
+            arrived = stream.record_event()
+        for offloaded in moving:
+            offloaded.arrived = arrived
 
 
 @cache

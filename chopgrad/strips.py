@@ -96,12 +96,14 @@ class Strips:
                 kept_on = [cuts[k] for k in passed if k is not None]
                 for x, reader in zip(cuts, readers, strict=True):
                     reader.consumes = all(x is not y for y in kept_on)
+            leaving: list[_Made] = []
             for y, k, writer in zip(made, passed, outputs, strict=True):
-                if k is None:
-                    writer.add(strip, y, self.host if waiting is not None else None, keep=True)
+                if k is None and writer.add(strip, y, waits=waiting is not None, keep=True):
+                    leaving.append(writer)
             if onward:
-                for y, writer in zip(found, after, strict=True):
-                    writer.add(strip, y, self.host, keep=False)
+                leaving += [w for y, w in zip(found, after, strict=True) if w.add(strip, y, waits=True, keep=False)]
+            for writer, blocks in zip(leaving, self.host.put([w.leaving() for w in leaving]), strict=True):
+                writer.waits(blocks)
             del entering, made, new, found
         results = tuple(cuts[k] if k is not None else x.cut() for k, x in zip(passed, outputs, strict=True))
         kept = None
@@ -213,11 +215,9 @@ class Strips:
         ends = [blocks * j // count for j in range(count + 1)]
         strips = [_Strip(p, q, self.bounds, piece, cuts[0].scale) for p, q in pairwise(ends)]
         for strip, following in zip_longest(strips, strips[1:]):
-            for reader in readers:
-                if isinstance(reader, _Reader):
-                    for ahead in (strip, following) if strip.p == 0 else (following,):
-                        if ahead is not None:
-                            reader.fetch(*ahead.rows(reader))
+            ahead = [x for x in ((strip, following) if strip.p == 0 else (following,)) if x is not None]
+            reading = [x for x in readers if isinstance(x, _Reader)]
+            self.host.fetch([reader.missing(*x.rows(reader)) for x in ahead for reader in reading])
             yield strip
 
 
@@ -340,11 +340,11 @@ class _Reader:
         filled = [there.new_zeros(*there.shape[:-2], n, there.shape[-1]) if x is None else x for n, x in parts]
         return torch.cat(filled, dim=-2)
 
-    def fetch(self, start: int, stop: int) -> None:
-        """Start the way of these rows to the device."""
-        for j, (top, bottom) in enumerate(pairwise(self.edges)):
-            if top < stop and start < bottom and j not in self._here:
-                self._host.fetch(self._x.blocks[j])
+    def missing(self, start: int, stop: int) -> list[Any]:
+        """The blocks of these rows that are not here."""
+        spans = enumerate(pairwise(self.edges))
+        there = [j for j, (top, bottom) in spans if top < stop and start < bottom and j not in self._here]
+        return [self._x.blocks[j] for j in there]
 
 
 class _Made:
@@ -359,25 +359,39 @@ class _Made:
         self._scale = 1
         self._value: Any = None
         self._here: list[Any] = []
+        self._leaving: list[Tensor] = []
         self._waiting: list[Any] = []
 
-    def add(self, strip: _Strip, x: Any, host: OffloadBuffer | None, keep: bool) -> None:
+    def add(self, strip: _Strip, x: Any, *, waits: bool, keep: bool) -> bool:
         """Args:
-        host: where it shall wait, if it shall.
-        keep: it is wanted on the device.
+            waits: its blocks are to leave.
+            keep: it is wanted on the device.
+
+        Returns:
+            Whether there are blocks to leave.
         """
         if not isinstance(x, Tensor):
             self._value = x
-            return
+            return False
         core = strip.core(x, self._like)
         first = strip.bounds[strip.p]
         self._scale = core.shape[-2] // (strip.bounds[strip.q] - first)
-        for a, b in pairwise(strip.bounds[strip.p : strip.q + 1]):
-            block = dense(core[..., (a - first) * self._scale : (b - first) * self._scale, :])
-            if keep:
-                self._here.append(block)
-            if host is not None:
-                self._waiting.append(host.put(block))
+        spans = pairwise(strip.bounds[strip.p : strip.q + 1])
+        blocks = [dense(core[..., (a - first) * self._scale : (b - first) * self._scale, :]) for a, b in spans]
+        if keep:
+            self._here += blocks
+        if waits:
+            self._leaving = blocks
+        return waits
+
+    def leaving(self) -> list[Tensor]:
+        """The blocks to leave, of which the owner now is who asks."""
+        blocks, self._leaving = self._leaving, []
+        return blocks
+
+    def waits(self, blocks: list[Any]) -> None:
+        """These wait on the host."""
+        self._waiting += blocks
 
     def cut(self) -> Any:
         return Cut(self._here, self._scale) if self._here else self._value

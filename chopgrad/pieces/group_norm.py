@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 from chopgrad.graph import without_hooks
 from chopgrad.pieces.plain import is_batched, is_casting, is_ordinary, is_plain
-from chopgrad.pieces.positions import PARTS, SMALLEST
+
+PARTS = 16
+"""How many, about: what is made of a part on the way is up to ten times as large."""
+SMALLEST = 2**18
+"""Numbers in a part at least; smaller ones cost more calls than they save memory."""
 
 
 class Part(NamedTuple):

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from chopgrad.local import local
 from chopgrad.pieces.plain import is_plain
-from chopgrad.pieces.positions import normed_silu
+from chopgrad.pieces.rms_norm import normed_silu, takes
 from chopgrad.recurrence import Features, Piece, Recurrence
 
 CACHED_FRAMES = 2  # a causal convolution with a kernel of three frames looks back at two
-NORMS = ("WanRMS_norm", "QwenImageRMS_norm", "RMS_norm")
-"""Classes of diffusers, and of the original repositories and their forks."""
 
 
 def convolve(convolution: Any, x: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -33,8 +31,7 @@ def activate(model: Recurrence, norm: Any, activation: Any, x: Tensor) -> Tensor
 
     Where hooks or wrappers want the modules called they are, recomputed frame by frame with ``checkpoint="frame"``.
     """
-    # The norm is over channels, in float32 where x is of lower precision: its copies are a piece's largest part.
-    if is_plain(norm, NORMS) and norm.channel_first and is_plain(activation, ("SiLU",)):
+    if takes(norm) and is_plain(activation, ("SiLU",)):
         return normed_silu(norm, x)
     return model.per_frame(lambda x: activation(norm(x)), x)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import chopgrad
 from chopgrad import CausalDecoder, Exact
 from chopgrad.memory import PeakMemory
-from chopgrad.pieces import group_norm, positions
+from chopgrad.pieces import group_norm, rms_norm
 from chopgrad.pieces.group_norm import frames_per_latent
 from chopgrad.pieces.plain import is_plain
 from chopgrad.pieces.wan import activate
@@ -22,7 +22,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    for module in (positions, group_norm):
+    for module in (rms_norm, group_norm):
         monkeypatch.setattr(module, "SMALLEST", 64)
 
 

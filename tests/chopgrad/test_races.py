@@ -76,11 +76,15 @@ class Machine(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         taken = {id(x.untyped_storage()): x.untyped_storage() for x in tensors((args, kwargs or {}))}
         given = {id(x.untyped_storage()): x.untyped_storage() for x in tensors(out)}
-        changed = func._schema.is_mutable
+        named = zip(func._schema.arguments, args, strict=False)
+        passed = [*named, *((a, kwargs[a.name]) for a in func._schema.arguments if a.name in (kwargs or {}))]
+        changed = {
+            id(x.untyped_storage()) for a, x in passed if a.alias_info and a.alias_info.is_write for x in tensors(x)
+        }
         if given and not changed and set(given) <= set(taken):
             return out  # a view
         self.copies += stream is not self.compute
-        written = set(given) | ({id(next(tensors(args)).untyped_storage())} if changed else set())
+        written = set(given) | changed
         for key, storage in (taken | given).items():
             if key not in self._home:
                 self._know(storage, stream)
