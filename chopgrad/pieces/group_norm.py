@@ -61,7 +61,10 @@ def normed_silu(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor, fra
         scale, shift: [batch, channels, latent_frames, h, w]; H and W are the same multiple of h and w.
         frames: how many frames each latent stands for.
     """
-    return _NormedSiLU.apply(x, scale, shift, norm.weight, norm.bias, norm.num_groups, norm.eps, tuple(frames))
+    settings = norm.num_groups, norm.eps, tuple(frames)
+    if not torch.is_grad_enabled():
+        return _forward(x, scale, shift, norm.weight, norm.bias, *settings)[0]
+    return _NormedSiLU.apply(x, scale, shift, norm.weight, norm.bias, *settings)
 
 
 def frames_per_latent(frames: int, latents: int, first_alone: bool) -> list[int] | None:
@@ -114,28 +117,37 @@ def _of_latents(z: Tensor) -> Tensor:
     return z[:, :, :, :, None, :, None]
 
 
+def _forward(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
+    frames: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, and mean and one over the standard deviation, [batch, groups] each, in the precision of x."""
+    batch, channels = x.shape[:2]
+    y, mean, inverse = torch.native_group_norm(
+        x.contiguous(), weight, bias, batch, channels, x.numel() // (batch * channels), groups, eps
+    )
+    for part in _parts(x, scale, frames):
+        block = _blocked(y[part.of_x], part.across)
+        block.mul_(_of_latents(scale[part.of_z])).add_(_of_latents(shift[part.of_z]))
+    return F.silu(y, inplace=True), mean, inverse
+
+
 class _NormedSiLU(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
         frames: Sequence[int],
     ) -> Tensor:  # fmt: skip
-        batch, channels = x.shape[:2]
-        y, mean, inverse = torch.native_group_norm(
-            x.contiguous(), weight, bias, batch, channels, x.numel() // (batch * channels), groups, eps
-        )
-        for part in _parts(x, scale, frames):
-            block = _blocked(y[part.of_x], part.across)
-            block.mul_(_of_latents(scale[part.of_z])).add_(_of_latents(shift[part.of_z]))
-        if mean.dtype not in (torch.float32, torch.float64):
-            mean, inverse = _statistics(x, groups, eps)
+        y, mean, inverse = _forward(x, scale, shift, weight, bias, groups, eps, frames)
         ctx.save_for_backward(x, scale, shift, weight, bias, mean, inverse)
         ctx.groups, ctx.eps, ctx.frames = groups, eps, frames
-        return F.silu(y, inplace=True)
+        return y
 
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, mean, inverse = ctx.saved_tensors
+        if mean.dtype not in (torch.float32, torch.float64):
+            mean, inverse = _statistics(inputs[0], ctx.groups, ctx.eps)
         if torch.is_grad_enabled() or is_batched(adjoint):
             # The gradient will be differentiated, or there are several.
             found = _differentiable(inputs, adjoint, ctx)
@@ -149,8 +161,11 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
     PyTorch's norm works in float32 and hands these out in the precision of x, too coarse to work its result out again.
     """
-    found = [torch.var_mean(part.float(), dim=(1, 2, 3, 4), correction=0) for part in x.chunk(groups, dim=1)]
-    variance, mean = (torch.stack(each, dim=1).flatten() for each in zip(*found, strict=True))
+    grouped = x.reshape(x.shape[0], groups, -1)
+    found = [
+        torch.var_mean(part.float(), dim=2, correction=0) for part in grouped.split(max(1, groups // PARTS), dim=1)
+    ]
+    variance, mean = (torch.cat(each, dim=1).flatten() for each in zip(*found, strict=True))
     return mean, (variance + eps).rsqrt()
 
 
