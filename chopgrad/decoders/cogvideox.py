@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from chopgrad.decoders.base import Blocks, CausalDecoder, Features, FrameGroup, Piece, State, check_latent_frames
 from chopgrad.decoders.latents import ScaledLatents
@@ -86,32 +84,18 @@ class CogVideoXDecoder(ScaledLatents, CausalDecoder):
     ) -> Tensor:
         """The same for some rows of x, given the statistics of all, and the rows of the latents around them.
 
-        Frame by frame, and recomputed, because no frame needs another any more. Convolutions of one pixel run at the
-        latents' size, before these are spread.
+        Convolutions of one pixel run at the latents' size, before these are spread.
         """
-        (start, stop), (first, _) = rows
+        (start, _), (first, _) = rows
         frames = _frames_per_latent(x, z)
         if frames is None:
             raise RuntimeError(f"{z.shape[2]} latents do not divide {x.shape[2]} frames evenly: leave out strips.")
         factor = x.shape[-1] // z.shape[-1]
-        top = start - first * factor
-
-        def spread(y: Tensor) -> Tensor:
-            y = y.repeat_interleave(factor, dim=-2)[..., top : top + stop - start, :]
-            return y.repeat_interleave(factor, dim=-1)
-
-        def function(x: Tensor, of_all: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-            y = pooled_norm.normalized(norm.norm_layer, x, of_all)
-            return activation(y * spread(scale) + spread(shift))
-
-        of_latents = norm.conv_y(z)[0], norm.conv_b(z)[0]
-        latents = [k for k, count in enumerate(frames) for _ in range(count)]
-        made = []
-        for frame, k in enumerate(latents):
-            given = (x[:, :, frame : frame + 1], of_all, *(y[:, :, k : k + 1] for y in of_latents))
-            graded = torch.is_grad_enabled()
-            made.append(checkpoint(function, *given, use_reentrant=False) if graded else function(*given))
-        return torch.cat(made, dim=2)
+        place = pooled_norm.Rows(tuple(frames), factor, start - first * factor)
+        given = x, of_all, norm.conv_y(z)[0], norm.conv_b(z)[0], place
+        if is_plain(activation, ("SiLU",)):
+            return pooled_norm.normed_silu(norm.norm_layer, *given)
+        return pooled_norm.by_frames(norm.norm_layer, activation, *given)
 
     def _head(self, features: Features, cached: Any, **strip: Any) -> tuple[Features, Any]:
         decoder = self.vae.decoder

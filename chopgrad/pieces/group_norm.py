@@ -156,16 +156,21 @@ class _NormedSiLU(torch.autograd.Function):
         return *found, None, None, None
 
 
+def moments(x: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean and variance, [batch, groups] each, of some groups after the other, in float32 or better."""
+    grouped = x.reshape(len(x), groups, -1)
+    each = max(1, groups // PARTS, min(groups, groups * SMALLEST // max(1, x.numel())))
+    for part in grouped.split(each, dim=1):
+        variance, mean = torch.var_mean(part.to(torch.promote_types(x.dtype, torch.float32)), dim=2, correction=0)
+        yield mean, variance
+
+
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and one over the standard deviation, [batch * groups] each, in float32.
 
     PyTorch's norm works in float32 and hands these out in the precision of x, too coarse to work its result out again.
     """
-    grouped = x.reshape(x.shape[0], groups, -1)
-    found = [
-        torch.var_mean(part.float(), dim=2, correction=0) for part in grouped.split(max(1, groups // PARTS), dim=1)
-    ]
-    variance, mean = (torch.cat(each, dim=1).flatten() for each in zip(*found, strict=True))
+    mean, variance = (torch.cat(each, dim=1).flatten() for each in zip(*moments(x, groups), strict=True))
     return mean, (variance + eps).rsqrt()
 
 
