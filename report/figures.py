@@ -116,10 +116,10 @@ def _of_benchmarks(results: Path) -> Mapping[str, Drawing]:
 
 def _of_cards(results: Path) -> Mapping[str, Drawing]:
     folder, found = results / "gpu", {}
-    predicted = predictions(folder)
     for name, records in cards(folder).items():
         if compared(records):
-            found[f"gpu/{name}.png"] = lambda path, r=records: gpu_figure(r, predicted, path)  # type: ignore[misc]
+            predicted = predictions(folder, name)
+            found[f"gpu/{name}.png"] = lambda path, r=records, p=predicted: gpu_figure(r, p, path)  # type: ignore[misc]
     return found
 
 

@@ -45,8 +45,8 @@ class Config:
 def page(results: Path) -> str:
     """The Markdown text."""
     parts = [INTRODUCTION]
-    predicted = predictions(results)
     for name, records in cards(results).items():
+        predicted = predictions(results, name)
         parts.append(f"## {records[0].provenance['device']}\n\n{_made_by(records)}\n")
         parts += [_card(r) for r in records if r.settings["row"] == "card"]
         parts += [_tests(r) for r in records if r.settings["row"] == "tests"]
@@ -165,10 +165,9 @@ def main(config: Config) -> None:
         raise ValueError(f"--results must hold a folder of records for each card; '{config.results.name}' has none.")
     if config.predict:
         print(f"Predicted: {predict_missing(config.results)} cases")
-    predicted = predictions(config.results)
     for name, records in cards(config.results).items():
         if compared(records):
-            figure(records, predicted, config.results / f"{name}.png")
+            figure(records, predictions(config.results, name), config.results / f"{name}.png")
     (config.results / "README.md").write_text(page(config.results))
     print(f"Written: {config.results.name}/README.md and a figure for each card")
 

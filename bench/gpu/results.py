@@ -12,7 +12,7 @@ from suite.records import Record, provenance, read_records, write_record
 
 GIB = 2**30
 PREDICTED = "predicted"
-"""Folder of the predictions, beside those of the cards."""
+"""Folder of the predictions, beside those of the cards; in it one for each card, of the code that ran there."""
 TITLES = {
     "wan-short": "Wan 2.1, short enough for full back-propagation",
     "wan-medium": "Wan 2.1, the longest video whose full graph fits a large card",
@@ -59,28 +59,37 @@ def case_of(record: Record) -> Case | None:
     return Case(s["vae"], s["frames"], s["height"], s["width"], method, s["loss"], s["dtype"], "cuda")
 
 
-def predictions(results: Path) -> dict[str, float]:
-    """Name of a case -> predicted peak in bytes."""
-    found = read_records(results / PREDICTED)
+def predictions(results: Path, card: str) -> dict[str, float]:
+    """Name of a case -> predicted peak in bytes.
+
+    Args:
+        card: name of its folder.
+    """
+    found = read_records(results / PREDICTED / card)
     return {r.path.stem: r.metrics["peak_bytes"] for r in found if r.metrics["peak_bytes"] is not None}
 
 
 def predict_missing(results: Path) -> int:
-    """Write a prediction for each measured case without one; returns how many."""
-    there = {r.path.stem for r in read_records(results / PREDICTED)}
-    wanted: dict[Case, dict[str, Case]] = {}
-    for records in cards(results).values():
+    """Write a prediction for each measured case without one; returns how many.
+
+    Not for records with a note, which are of earlier code.
+    """
+    made_by, count = provenance("cpu"), 0
+    for card, records in cards(results).items():
+        there = predictions(results, card)
+        wanted: dict[Case, dict[str, Case]] = {}
         for record in records:
             is_streamed = record.settings.get("call") == "frame_loss" and not record.settings.get("channels_last")
-            case = case_of(record) if is_streamed else None
+            case = case_of(record) if is_streamed and "note" not in record.provenance else None
             if case is not None and case.name not in there and case.dtype == "bfloat16":
                 wanted.setdefault(case.video, {})[case.name] = case
-    made_by = provenance("cpu")
-    for same_video in wanted.values():
-        cases = list(same_video.values())
-        for name, metrics in predict_all(cases, cases[0]).items():
-            write_record(results / PREDICTED / f"{name}.json", same_video[name].settings(), metrics, made_by)
-    return sum(map(len, wanted.values()))
+        for same_video in wanted.values():
+            cases = list(same_video.values())
+            for name, metrics in predict_all(cases, cases[0]).items():
+                file = results / PREDICTED / card / f"{name}.json"
+                write_record(file, same_video[name].settings(), metrics, made_by)
+                count += 1
+    return count
 
 
 def compared(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -41,7 +41,7 @@ def results(tmp_path):
     write(
         tmp_path, LEAST, row="repeated", reserved_after_call_bytes=[GIB, 2 * GIB, 2 * GIB], reference=None, **measured
     )
-    write_record(tmp_path / "predicted" / f"{case.name}.json", case.settings(), {"peak_bytes": 55 * GIB}, MADE_BY)
+    write_record(tmp_path / "predicted" / "card-x" / f"{case.name}.json", case.settings(), {"peak_bytes": 55 * GIB}, MADE_BY)
     return tmp_path
 
 
@@ -96,14 +96,14 @@ def test_missing_predictions_are_made(results, monkeypatch, capsys):
     monkeypatch.setattr("bench.gpu.results.predict_all", predicted)
     main(Config(results))
     assert sorted(map(label, asked)) == sorted(map(label, (LEAST, Chop(1), OFFLOAD)))
-    assert sorted(predictions(results).values()) == [GIB, GIB, GIB, 55 * GIB]
+    assert sorted(predictions(results, "card-x").values()) == [GIB, GIB, GIB, 55 * GIB]
     assert (results / "card-x.png").exists()
     assert "![Peak memory" in (results / "README.md").read_text()
     assert "Predicted: 3 cases" in capsys.readouterr().out
 
 
 def test_a_figure_is_drawn(results, tmp_path):
-    figure(list(read_records(results / "card-x")), predictions(results), tmp_path / "figure.png")
+    figure(list(read_records(results / "card-x")), predictions(results, "card-x"), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
