@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import chopgrad
@@ -16,7 +17,7 @@ from chopgrad.local import Local, Pooled, local
 from chopgrad.planner import plan
 from tests.brute_force import Pairwise
 from tests.chopgrad.test_offload import BufferOnAnyDevice
-from tests.models import MORE, VAES
+from tests.models import MORE, VAES, latents_for
 from tests.models import build as frozen
 
 ROWS, WIDTH = 5, 3
@@ -436,6 +437,32 @@ def test_memory_falls(name):
     )
     assert in_strips.device_bytes < 0.6 * whole.device_bytes
     assert in_strips.host_bytes < 1.1 * whole.host_bytes
+
+
+class Counted(TorchDispatchMode):
+    """How many operators run."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "cogvideox"])
+def test_strips_run_no_more_operators_than_there_are_strips(name):
+    """A GPU waits for each: eight times as many small ones would take eight times as long."""
+    decoder = chopgrad.decoder_for(frozen(name, torch.float32))
+    z = latents_for(decoder.vae, 4, size=8).requires_grad_()
+    target = torch.zeros_like(decoder.decode(z.detach()))
+    counts = []
+    for strips in (None, 8):
+        with Counted() as counted:
+            chopgrad.frame_loss(decoder, z, target, F.mse_loss, Exact(pieces=True, every=1, strips=strips)).backward()
+        counts.append(counted.count)
+    assert counts[1] < 8 * counts[0]
 
 
 @pytest.mark.parametrize("strips", [0, -1, True, 2.0])

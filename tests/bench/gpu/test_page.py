@@ -41,7 +41,9 @@ def results(tmp_path):
     write(
         tmp_path, LEAST, row="repeated", reserved_after_call_bytes=[GIB, 2 * GIB, 2 * GIB], reference=None, **measured
     )
-    write_record(tmp_path / "predicted" / "card-x" / f"{case.name}.json", case.settings(), {"peak_bytes": 55 * GIB}, MADE_BY)
+    write_record(
+        tmp_path / "predicted" / "card-x" / f"{case.name}.json", case.settings(), {"peak_bytes": 55 * GIB}, MADE_BY
+    )
     return tmp_path
 
 
