@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from chopgrad.graph import without_hooks
 from chopgrad.pieces.group_norm import SMALLEST, moments
 from chopgrad.pieces.plain import is_batched, is_casting, is_ordinary
 
@@ -170,16 +171,14 @@ class _NormedSiLU(torch.autograd.Function):
         if again or is_batched(adjoint):
             # The gradient will be differentiated, or there are several.
             sources = [s for s, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-            with torch.enable_grad():
-                found = iter(torch.autograd.grad(_written(*inputs, *settings), sources, adjoint, create_graph=again))
+            with torch.enable_grad(), without_hooks(sources):
+                found = iter(torch.autograd.grad(_written(inputs, *settings), sources, adjoint, create_graph=again))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:6]), None, None, None
-        return *_gradients(*inputs, adjoint, *settings), None, None, None
+        return *_gradients(inputs, adjoint, *settings), None, None, None
 
 
-def _written(
-    x: Tensor, of_all: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
-    rows: Rows,
-) -> Tensor:  # fmt: skip
+def _written(inputs: Sequence[Tensor], groups: int, eps: float, rows: Rows) -> Tensor:
+    x, of_all, scale, shift, weight, bias = inputs
     lines = _Lines.of(of_all, weight, bias, groups, eps)
     counts = torch.tensor(rows.frames, device=x.device)
     by, plus = (
@@ -188,15 +187,13 @@ def _written(
     return F.silu(((x - lines.mean) * lines.slope + lines.offset).to(x.dtype) * by + plus)
 
 
-def _gradients(
-    x: Tensor, of_all: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, adjoint: Tensor, groups: int,
-    eps: float, rows: Rows,
-) -> list[Tensor | None]:  # fmt: skip
+def _gradients(inputs: Sequence[Tensor], adjoint: Tensor, groups: int, eps: float, rows: Rows) -> list[Tensor]:
     """All of them: of latents and statistics little is lost where they are not wanted."""
+    x, of_all, scale, shift, weight, bias = inputs
     exact = of_all.dtype
     with torch.enable_grad():
         small = [s.detach().requires_grad_() for s in (of_all, weight, bias)]
-        lines = _Lines.of(*small, groups, eps)
+        lines = _Lines.of(small[0], small[1], small[2], groups, eps)
     mean, slope, offset = (s.detach() for s in lines)
     of_mean, of_slope, of_offset = (torch.zeros_like(s) for s in (mean, slope, offset))
     of_x = torch.empty_like(x)
@@ -221,7 +218,7 @@ def _gradients(
         of_scale[:, :, latent], of_shift[:, :, latent] = rows.gathered(of_by, h), rows.gathered(of_plus, h)
     of_small = torch.autograd.grad(list(lines), small, [of_mean, of_slope, of_offset])
     found = (of_x, of_small[0], of_scale, of_shift, *of_small[1:])
-    return [g.to(s.dtype) for g, s in zip(found, (x, of_all, scale, shift, weight, bias), strict=True)]
+    return [g.to(s.dtype) for g, s in zip(found, inputs, strict=True)]
 
 
 def _latents(x: Tensor, frames: Sequence[int]) -> Iterator[tuple[slice, list[slice]]]:

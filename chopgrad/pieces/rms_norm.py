@@ -84,8 +84,8 @@ class Precision(NamedTuple):
 
 
 @cache
-def exact_dtype(norm: type[nn.Module]) -> torch.dtype | None:
-    """In which the class normalises bfloat16: diffusers in float32 since 0.37, the original code in bfloat16.
+def exact_dtype(norm: Any) -> torch.dtype | None:
+    """In which a class normalises bfloat16: diffusers in float32 since 0.37, the original code in bfloat16.
 
     None where it computes something else than we do: there are forks, and a name is no promise.
     """
