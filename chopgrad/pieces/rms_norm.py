@@ -51,7 +51,7 @@ def normed_silu(norm: nn.Module, x: Tensor) -> Tensor:
 
 def takes(norm: Any) -> bool:
     """Whether it is such a norm over dimension 1, with its own forward and without hooks."""
-    return is_plain(norm, NORMS) and norm.channel_first and exact_dtype(type(norm)) is not None
+    return is_plain(norm, NORMS) and norm.channel_first and exact_dtype(norm) is not None
 
 
 def _with(norm: nn.Module, parameters: dict[str, Any]) -> nn.Module:
@@ -78,20 +78,25 @@ class Precision(NamedTuple):
     def of(cls, norm: nn.Module, x: Tensor, casting: bool) -> Precision:
         if x.dtype not in (torch.float16, torch.bfloat16):
             return cls(x.dtype, x.dtype)
-        if exact_dtype(type(norm)) is torch.float32:
+        if exact_dtype(norm) is torch.float32:
             return cls(torch.float32, x.dtype)
         return cls(torch.float32, torch.float32) if casting else cls(x.dtype, x.dtype)
 
 
-@cache
-def exact_dtype(norm: Any) -> torch.dtype | None:
-    """In which a class normalises bfloat16: diffusers in float32 since 0.37, the original code in bfloat16.
+def exact_dtype(norm: nn.Module) -> torch.dtype | None:
+    """In which its class normalises bfloat16: diffusers in float32 since 0.37, the original code in bfloat16.
 
     None where it computes something else than we do: there are forks, and a name is no promise.
     """
+    kind: Any = type(norm)
+    return _exact_dtype(kind)
+
+
+@cache
+def _exact_dtype(kind: Any) -> torch.dtype | None:
     with _disable_current_modes(), torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False):
         try:
-            module: Any = norm(4, images=False, bias=True)
+            module = kind(4, images=False, bias=True)
             x = torch.linspace(-1, 2, 4 * 64, dtype=torch.float64).view(1, 4, 1, 8, 8)
             module.to(torch.float64).gamma.copy_(torch.linspace(0.5, 2, 4).view(4, 1, 1, 1))
             module.bias.copy_(torch.linspace(-1, 1, 4).view(4, 1, 1, 1))
