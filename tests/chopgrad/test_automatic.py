@@ -126,7 +126,7 @@ def measured(decoder, z, strategy, whole):
     return memory.peak_bytes
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_fits_and_nothing_faster_would_have(video, whole, monkeypatch):
     """Planted budgets, from what full back-propagation takes down to little more than the least."""
     monkeypatch.setattr(automatic, "STRIPS", (2, 4, 8))
