@@ -125,13 +125,13 @@ def _measure_one(
     for name, loss_fn, pairs in zip(
         config.losses, losses, pairwise_gradients(decoder, latents, video, losses), strict=True
     ):
-        result["errors"][name] = {str(w): [_errors(pairs, d, w) for d in distances] for w in config.blocks}
+        result["errors"][name] = {str(w): [errors_of(pairs, d, w) for d in distances] for w in config.blocks}
         if check_engine and name == config.losses[0]:
             result["engine_parity_relative_error"] = _engine_parity(decoder, latents, video, loss_fn, pairs)
     return result
 
 
-def _errors(pairs: Tensor, distance: int, block: int) -> dict[str, float]:
+def errors_of(pairs: Tensor, distance: int, block: int) -> dict[str, float]:
     full, chopped = (truncated(pairs, d, block).flatten().double() for d in (len(pairs), distance))
     norm, error = full.norm().item(), (chopped - full).norm().item()
     cosine = (chopped @ full / (chopped.norm() * full.norm())).clamp(-1, 1).item()
