@@ -45,7 +45,13 @@ from suite.records import Record
 
 EARLY_STEPS = 20
 """Warm-up steps of the early backbone: its mean gradient stands out from the noise more clearly."""
-FULL_CASES = ("generated-mse", "held-out-mse", "early-mse", "generated-lpips")
+FULL_CASES = (
+    "generated-mse", "held-out-mse", "early-mse", "generated-lpips", "generated-own-mse", "held-out-own-mse",
+    "early-own-mse",
+)  # fmt: skip
+OWN = "-own"
+"""At the end of a data set: the target is what the decoder draws of the film, and not the film. Then nothing in the
+residual is beyond the decoder (``analysis/residuals.py``)."""
 
 
 @dataclass
@@ -59,7 +65,8 @@ class Config(OnSamples):
     blocks: tuple[int, ...] = (1, 4)
     cases: tuple[str, ...] | None = None
     """Data set (generated, training, held-out) and loss of each case, such as held-out-lpips; early-mse: the backbone
-    after few steps of its warm-up, on generated clips. None: generated-mse, or four cases with --full."""
+    after few steps of its warm-up, on generated clips. With -own before the loss, as in generated-own-mse, the target
+    is what the decoder draws of the clip. None: generated-mse, or seven cases with --full."""
     resamples: int | None = None
     """Bootstrap resamples of the clips. None: 200, or 500 with --full."""
     published: Annotated[PublishedSettings, tyro.conf.arg(name="")] = field(default_factory=PublishedSettings)
@@ -78,8 +85,10 @@ class Config(OnSamples):
         assert self.cases and self.count
         known = ("generated", "training", "held-out", "early")
         for case in self.cases:
-            if case.rpartition("-")[0] not in known:
-                raise ValueError(f"Unknown case '{case}': pass one of {', '.join(known)}, a hyphen and a loss.")
+            if case.rpartition("-")[0].removesuffix(OWN) not in known:
+                raise ValueError(
+                    f"Unknown case '{case}': pass one of {', '.join(known)}, perhaps {OWN}, a hyphen and a loss."
+                )
             if case.startswith("early") and self.published.pretrained is not None and not self.published.warm_up:
                 raise ValueError(
                     f"The case '{case}' is about a warm-up: pass --warm-up and --lora-rank, or other cases."
@@ -105,6 +114,7 @@ def measure(config: Config, case: str) -> Record:
     assert config.count and config.resamples
     count, resamples = config.count, config.resamples
     kind, _, loss = case.rpartition("-")
+    own, kind = kind.endswith(OWN), kind.removesuffix(OWN)
     loss_fn = loss_by_name(loss, config.task.device)
     # Two films in the training diet are two clusters: generated clips tell more.
     films = find_clips(config.clips) if kind == "held-out" else None if kind == "training" else []
@@ -126,11 +136,14 @@ def measure(config: Config, case: str) -> Record:
             _tell(task.bytes_needed(count, len(truncations(len(task.groups), config.blocks))))
         backbone = task.warmed_up(task.fingerprint())
         samples = task.samples(count, config.seed, films)
+        if own:
+            samples = task.drawn(samples)
         metrics = summarise(gradients(task, backbone, samples, loss_fn, config.blocks), resamples, config.seed)
         few = samples[:16]
         metrics["pixel_mse"] = {
             "condition": list(mean_interval(task.pixel_loss(None, few), few.sources)),
             "restored": list(mean_interval(task.pixel_loss(backbone, few), few.sources)),
+            "floor": list(mean_interval(task.pixel_loss(None, few.clean_as_condition()), few.sources)),
         }
         metrics["claims"] = [asdict(c) for c in claims(metrics)]
         return metrics

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,13 @@ class Restoration:
             decoded = self.decoder.decode(self.restore(backbone, part.condition)).float()
             losses += [loss_fn(x[None], y[None]).item() for x, y in zip(decoded, part.clean, strict=True)]
         return losses
+
+    @torch.no_grad()
+    def drawn(self, samples: Samples) -> Samples:
+        """The same with what the decoder draws of the clean latents in the place of the clips."""
+        parts = [samples[k : k + self.clips_at_once] for k in range(0, len(samples), self.clips_at_once)]
+        clean = [self.decoder.decode(self.restore(None, part.clean_as_condition().condition)) for part in parts]
+        return replace(samples, clean=torch.cat(clean).to(samples.clean))
 
     def warmed_up(self, fingerprint: str, seed: int = 0, cache: Path = ROOT / "runs" / "restoration") -> nn.Module:
         """The backbone after its training in latent space; read back when the same one was trained before.

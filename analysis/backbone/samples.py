@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,10 @@ class Samples:
     def __getitem__(self, rows: slice | Tensor) -> Samples:
         chosen = torch.arange(len(self))[rows].tolist()
         return Samples([self.sources[k] for k in chosen], self.clean[rows], self.condition[rows], self.latents[rows])
+
+    def clean_as_condition(self) -> Samples:
+        """What a perfect restorer would make of them."""
+        return replace(self, condition=self.latents)
 
 
 def training_films() -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,3 +228,15 @@ def test_gradients_of_a_clip_do_not_depend_on_its_batch(folder, tmp_path):
     together = parameter_gradients(task, backbone, samples[1:3], F.mse_loss, (1,))
     assert torch.allclose(all_at_once.full[4], alone.full[0], rtol=1e-3, atol=1e-7)
     assert torch.allclose(all_at_once.truncated[1, 0][1], together.truncated[1, 0][0], rtol=1e-3, atol=1e-7)
+
+
+def test_what_the_decoder_draws_of_a_clip_leaves_no_floor(tmp_path):
+    build("wan2.1", torch.float32).save_pretrained(tmp_path / "vae")
+    task = Restoration(replace(TINY, vae=str(tmp_path / "vae")))
+    films = task.samples(3, 0, [])
+    drawn = task.drawn(films)
+    assert drawn.clean.shape == films.clean.shape and torch.equal(drawn.latents, films.latents)
+    decoded = task.vae.decode(task.decoder.denormalize(films.latents)).sample
+    assert torch.allclose(drawn.clean, decoded, atol=1e-5)
+    perfect = drawn.clean_as_condition()
+    assert max(task.pixel_loss(None, perfect)) < 1e-9 < min(task.pixel_loss(None, films.clean_as_condition()))
