@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -44,3 +44,31 @@ def mean_interval(
             counts[rows] += group.size
     low, high = np.quantile(sums / counts, [(1 - level) / 2, (1 + level) / 2])
     return float(data.mean()), float(low), float(high)
+
+
+def crossed_interval(
+    values: Mapping[tuple[Hashable, Hashable], float], level: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, low, high) where every sample has two origins, as a seed and a test clip that all seeds share.
+
+    Both are drawn, independently of each other (Owen 2007, "The pigeonhole bootstrap"). Clips drawn anew within each
+    seed would count the same clip as another one for each seed, and give too narrow an interval.
+
+    Args:
+        values: (seed, clip) -> number; pairs may be missing.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("An interval needs at least one value, got none.")
+    rows, columns = (list(dict.fromkeys(key[k] for key in values)) for k in (0, 1))
+    table, there = np.zeros((2, len(rows), len(columns)))
+    for (row, column), value in values.items():
+        table[rows.index(row), columns.index(column)] = value
+        there[rows.index(row), columns.index(column)] = 1
+    rng = np.random.default_rng(seed)
+    by_row, by_column = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) for n in table.shape)
+    sums, counts = (np.einsum("ri,ij,rj->r", by_row, x, by_column, optimize=True) for x in (table, there))
+    low, high = np.quantile((sums / counts)[counts > 0], [(1 - level) / 2, (1 + level) / 2])
+    return float(np.mean(list(values.values()))), float(low), float(high)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench.tasks.training.arms import ARMS
-from suite.bootstrap import mean_interval
+from suite.bootstrap import crossed_interval, mean_interval
 from suite.claims import Claim, Verdict
 from suite.metrics import METRICS
 from suite.records import Record, read_records
@@ -75,12 +75,10 @@ class TaskResults:
         return sum(values) / len(values) if values else None
 
     def difference(self, arm: str, metric: str, reference: str = "latent") -> tuple[float, float, float] | None:
-        """(mean, low, high) of arm minus reference, paired by seed and clip; None without common pairs."""
+        """(mean, low, high) of arm minus reference, paired by seed and clip, which cross; None without common pairs."""
         ours, theirs = self.scores(arm, metric), self.scores(reference, metric)
         common = sorted(set(ours) & set(theirs))
-        if not common:
-            return None
-        return mean_interval([ours[k] - theirs[k] for k in common], clusters=[seed for seed, _ in common])
+        return crossed_interval({k: ours[k] - theirs[k] for k in common}) if common else None
 
     def fvds(self, arm: str) -> dict[int | None, float]:
         """seed -> FVD of its test clips; it may have been computed for some seeds only."""
@@ -184,8 +182,7 @@ def _beyond(results: TaskResults, arm: str, metric: str) -> bool | None:
     """Whether an arm keeps over ``KEPT`` of the exact gradient's gain over latent-only, paired; None: undecided."""
     ours, exact, latent = (results.scores(a, metric) for a in (arm, "exact", "latent"))
     common = sorted(set(ours) & set(exact) & set(latent))
-    left = [ours[k] - latent[k] - KEPT * (exact[k] - latent[k]) for k in common]
-    return better(metric, mean_interval(left, clusters=[seed for seed, _ in common]))
+    return better(metric, crossed_interval({k: ours[k] - latent[k] - KEPT * (exact[k] - latent[k]) for k in common}))
 
 
 def _short(triple: Sequence[float]) -> str:

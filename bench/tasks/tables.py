@@ -43,12 +43,12 @@ EXPLANATION = """\
 Every arm fine-tunes the same backbone from the same start on the same clips in the same order for the same number of
 steps; seeds differ in the backbone's first weights, its warm-up and the order. Scores: mean over seeds and test clips,
 which no training has seen. Differences: arm minus latent-only, paired by seed and clip, with 95 % bootstrap interval
-(seeds are drawn, then clips within them); **bold** where the interval excludes 0 in the arm's favour, _slanted_ where
-it excludes 0 against it. FVD on so few clips is mostly noise: under the scores stands the FVD between two halves of the
-targets, and only its differences, paired by seed, mean anything; with so few seeds none is marked. Blur raises
-flickering (higher is smoother) and lowers the warping error, so a sharper video scores worse on both: compare with the
-row of the target, encoded and decoded, which is also what a perfect loss in latent space would give. Time and peak
-memory of one step (backbone, decoder and loss) were measured apart, arms interleaved.
+(seeds and clips are drawn independently, because all seeds share the clips); **bold** where the interval excludes 0 in
+the arm's favour, _slanted_ where it excludes 0 against it. FVD on so few clips is mostly noise: under the scores stands
+the FVD between two halves of the targets, and only its differences, paired by seed, mean anything; with so few seeds
+none is marked. Blur raises flickering (higher is smoother) and lowers the warping error, so a sharper video scores
+worse on both: compare with the row of the target, encoded and decoded, which is also what a perfect loss in latent
+space would give. Time and peak memory of one step (backbone, decoder and loss) were measured apart, arms interleaved.
 """
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from suite.bootstrap import mean_interval
+from suite.bootstrap import crossed_interval, mean_interval
 
 
 # A percentile interval of 30 values is a little narrow, and one of few clips more so.
@@ -58,3 +58,44 @@ def test_it_is_seeded():
 def test_with_a_single_clip_its_samples_are_drawn():
     values = np.random.default_rng(0).normal(size=12).tolist()
     assert mean_interval(values, ["a"] * 12) == mean_interval(values)
+
+
+def crossed(of_seeds, of_clips, noise=0.0, rng=None):
+    grid = of_seeds[:, None] + of_clips[None, :]
+    grid = grid + noise * rng.normal(size=grid.shape) if noise else grid
+    return {(i, j): x for (i, j), x in np.ndenumerate(grid)}
+
+
+@pytest.mark.parametrize(("seeds", "clips"), [(2.0, 0.2), (0.2, 2.0)])
+def test_crossed_samples_keep_the_level_whichever_origin_varies(seeds, clips):
+    """Clips drawn within seeds would be as many clips as there are pairs."""
+    rng = np.random.default_rng(0)
+    hits = np.zeros(2)
+    for trial in range(300):
+        values = crossed(rng.normal(3.0, seeds, size=12), rng.normal(0.0, clips, size=20), 0.3, rng)
+        intervals = (
+            crossed_interval(values, resamples=400, seed=trial),
+            mean_interval(list(values.values()), [i for i, _ in values], resamples=400, seed=trial),
+        )
+        hits += [low <= 3.0 <= high for _, low, high in intervals]
+    ours, nested = hits / 300
+    assert 0.86 < ours < 0.98
+    if clips > seeds:
+        assert nested < 0.7
+
+
+def test_a_crossed_interval_of_one_seed_is_that_of_its_clips():
+    values = {(0, j): x for j, x in enumerate(np.random.default_rng(0).normal(size=30))}
+    _, low, high = crossed_interval(values)
+    assert (low, high) == pytest.approx(mean_interval(list(values.values()))[1:], abs=0.05)
+    assert crossed_interval({(0, 0): 2.0}) == (2.0, 2.0, 2.0)
+
+
+def test_pairs_may_be_missing_from_a_crossed_interval():
+    values = crossed(np.arange(4.0), np.arange(6.0))
+    del values[0, 0], values[3, 5]
+    mean, low, high = crossed_interval(values)
+    assert mean == pytest.approx(np.mean(list(values.values())))
+    assert 0 < low < mean < high < 8
+    with pytest.raises(ValueError, match="at least one value"):
+        crossed_interval({})
