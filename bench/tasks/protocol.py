@@ -21,9 +21,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from bench.tasks import task_by_name
 from bench.tasks.data.pairs import vae_key
 from bench.tasks.evaluate import autoencoded_clips, restored_clips, scores, test_clips
-from bench.tasks.training.arms import ARMS, arm_by_name
+from bench.tasks.training.arms import ARMS, CONTROLS, arm_by_name
 from bench.tasks.training.settings import TrainSettings
 from bench.tasks.training.train import Training
 from chopgrad.memory import PeakMemory
@@ -108,6 +109,11 @@ class Protocol:
                 f"{self.warm_up} and {self.test_clips}."
             )
 
+    def arms_of(self, task: str) -> list[str]:
+        """Those that differ from others in this task."""
+        assert self.arms
+        return [arm for arm in self.arms if arm not in CONTROLS or task_by_name(task).trains_decoder]
+
     def training(self, task: str, arm: str, seed: int, runs: Path, start: Path | None) -> TrainSettings:
         """The settings of one run; without ``start``, of the warm-up."""
         assert self.frames and self.clips and self.steps and self.warm_up
@@ -143,7 +149,7 @@ def run(protocol: Protocol) -> list[Record]:
                 for name in REFERENCES:
                     records.append(_case(protocol, warm, name, None))
             records.append(_case(protocol, warm, "warm-up", seed))
-            for arm in protocol.arms:
+            for arm in protocol.arms_of(task):
                 begun = time.monotonic()
                 records.append(_case(protocol, protocol.training(task, arm, seed, runs, warm.out), arm, seed))
                 console.print(f"{task}, {arm}, seed {seed}: {time.monotonic() - begun:.0f} s")
@@ -182,7 +188,7 @@ def _case(protocol: Protocol, settings: TrainSettings, arm: str, seed: int | Non
 def cost(protocol: Protocol, task: str, runs: Path, rounds: int = 3) -> Record:
     """Time and peak memory of one step of every arm, interleaved, in one process."""
     assert protocol.arms and protocol.out
-    arms = list(protocol.arms) + (["full"] if "full" not in protocol.arms else [])
+    arms = protocol.arms_of(task) + (["full"] if "full" not in protocol.arms else [])
     settings = {arm: protocol.training(task, arm, 0, runs, Path("unused")) for arm in arms}
     described = settings["latent"].described() | {"arm": None, "arms": arms, "rounds": rounds, "start": None}
 

@@ -26,6 +26,10 @@ class Arm(ABC):
 
     pixels: ClassVar[bool] = True
     """Whether it decodes at all."""
+    trains_decoder: ClassVar[bool] = True
+    """Whether the decoder trains where the task says so, and the arm decodes."""
+    of_target: ClassVar[bool] = False
+    """Whether what it decodes are the target's latents, and not the restored ones."""
 
     @abstractmethod
     def pixel_loss(self, decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
@@ -56,6 +60,18 @@ class Strategic(Arm):
 
     def pixel_loss(self, decoder: CausalDecoder, latents: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
         return frame_loss(decoder, latents, target, loss_fn, self.strategy)
+
+
+class Frozen(Strategic):
+    """A control: the decoder stays as it is."""
+
+    trains_decoder = False
+
+
+class Tuned(Strategic):
+    """A control: latent MSE for the backbone, while the decoder learns to draw the target from the target's latents."""
+
+    of_target = True
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[
 
 ARMS: Mapping[str, Arm] = {
     "latent": LatentOnly(),
+    "latent-tuned": Tuned(Exact(offload=False)),
     "isolated": Isolated(),
     "first": Rival(FirstLatents()),
     "chop-0": Strategic(Chop(0)),
@@ -124,12 +141,17 @@ ARMS: Mapping[str, Arm] = {
     "chop-4": Strategic(Chop(4)),
     "block-4": Strategic(Chop(1, block=4)),
     "exact": Strategic(Exact(offload=False)),
+    "exact-frozen": Frozen(Exact(offload=False)),
     "full": Strategic(Full()),
     "exact-offload": Strategic(Exact(offload=True, pieces=True)),
 }
 
+CONTROLS = ("latent-tuned", "exact-frozen")
+"""Of tasks whose decoder trains: what is the loss's, and what the trained decoder's."""
+
 MEANING: Mapping[str, str] = {
     "latent": "latent MSE only",
+    "latent-tuned": "latent MSE, decoder tuned on targets",
     "isolated": "frames decoded alone (DOVE)",
     "first": "first 3 latents only",
     "chop-0": "ChopGrad D = 0",
@@ -138,6 +160,7 @@ MEANING: Mapping[str, str] = {
     "chop-4": "ChopGrad D = 4",
     "block-4": "look-ahead block, W = 4, D = 1",
     "exact": "exact (recomputed)",
+    "exact-frozen": "exact, decoder frozen",
     "full": "full back-propagation",
     "exact-offload": "exact, by pieces, states on the host",
 }

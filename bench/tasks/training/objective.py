@@ -43,7 +43,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         self.pixel = self.task.weight("pixel") if self.arm.pixels else {}
-        self.latent = self.task.weight("latent") if self.arm.pixels else {"mse": 1.0}
+        apart = self.arm.of_target or not self.arm.pixels
+        self.latent = {"mse": 1.0} if apart else self.task.weight("latent")
         plain = {name: loss_by_name(name, self.device) for name in {*self.pixel, *self.latent}}
         self._offset = 0
         self._functions = {name: f if name in CHEAP else _lean(f) for name, f in plain.items()}
@@ -66,7 +67,8 @@ class Objective:
             total = total + weight * terms[f"latent {name}"]
         if self.pixel:
             weights = next(iter(self.decoder.parameters()))
-            latents = self.decoder.denormalize(restored.float()).to(weights.dtype)
+            decoded = batch["latents"].to(restored) if self.arm.of_target else restored
+            latents = self.decoder.denormalize(decoded.float()).to(weights.dtype)
             terms["pixel"] = self.arm.pixel_loss(self.decoder, latents, from_bytes(batch["target"]), self._on_frames)
             total = total + terms["pixel"]
         for name, value in terms.items():

@@ -24,7 +24,7 @@ from bench.tasks import task_by_name
 from bench.tasks.data.order import Order
 from bench.tasks.data.pairs import ClipShape, Pairs, from_bytes, spatial_factor, vae_key
 from bench.tasks.pictures import side_by_side, write_video
-from bench.tasks.training.arms import arm_by_name
+from bench.tasks.training.arms import CONTROLS, arm_by_name
 from bench.tasks.training.checkpoints import (
     DecoderState,
     follow,
@@ -67,7 +67,11 @@ class Training:
         )
         self.device = self.accelerator.device
         set_seed(settings.seed)
-        trains_decoder = self.task.trains_decoder and self.arm.pixels
+        trains_decoder = self.task.trains_decoder and self.arm.pixels and self.arm.trains_decoder
+        if settings.arm in CONTROLS and not self.task.trains_decoder:
+            raise ValueError(
+                f"'{settings.arm}' is a control for tasks whose decoder trains, as in driving: pass another."
+            )
         half = settings.mixed_precision == "bf16" and settings.pretrained is not None and not trains_decoder
         self.vae: Any = load_vae(
             settings.vae, self.device, torch.bfloat16 if half else torch.float32, settings.subfolder

@@ -143,7 +143,9 @@ def test_the_committed_protocol_is_the_one_of_the_paper():
     assert full.tasks == TASK_NAMES
     assert full.arms == COMPARED
     assert full.seeds >= 5
-    assert {"latent", "isolated", "first", "chop-0", "chop-1", "chop-2", "chop-4", "block-4", "exact"} == set(COMPARED)
+    arms = {"latent", "isolated", "first", "chop-0", "chop-1", "chop-2", "chop-4", "block-4", "exact"}
+    assert arms | {"latent-tuned", "exact-frozen"} == set(COMPARED)
+    assert set(full.arms_of("inpainting")) == arms and full.arms_of("driving") == list(COMPARED)
     assert len(small.tasks) == 1
     assert small.arms == SMALL_ARMS
     assert full.training("super-resolution", "exact", 0, Path("runs"), None).vae == "cogvideox"

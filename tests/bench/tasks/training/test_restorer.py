@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.baselines import FirstLatents, differentiate
-from bench.tasks import task_by_name
+from bench.tasks import LossTerm, task_by_name
 from bench.tasks.data.order import Order
-from bench.tasks.data.pairs import to_bytes
-from bench.tasks.training.arms import ARMS, MEANING, Isolated, Rival, Strategic, arm_by_name, with_gradients
+from bench.tasks.data.pairs import from_bytes, to_bytes
+from bench.tasks.training.arms import ARMS, CONTROLS, MEANING, Isolated, Rival, Strategic, arm_by_name, with_gradients
 from bench.tasks.training.objective import Objective
 from bench.tasks.training.restorer import Restorer, fresh_backbone
+from bench.tasks.training.settings import TrainSettings
+from bench.tasks.training.train import Training
 from chopgrad import Chop, Exact, Full, decoder_for, frame_loss
 from tests.models import build
 
@@ -222,3 +224,33 @@ def test_the_order_covers_every_clip_once_an_epoch_and_resumes_anywhere():
         assert sorted(first + second) == sorted(batch)
     with pytest.raises(ValueError, match="batch of 3 clips cannot be shared by 2 processes"):
         Order(10, 3, 0, 0, 5, 0, 2)
+
+
+def test_a_tuned_decoder_learns_from_targets_and_the_backbone_from_latents_alone():
+    decoder = decoder_for(build("wan2.1", torch.float32), clamp=False)
+    z, target = latents_and_target(decoder)
+    clean = decoder.normalize(z)
+    parameters = list(decoder.vae.decoder.parameters())
+    for p in parameters:
+        p.requires_grad_(True)
+    restored = (clean + 0.3 * torch.randn_like(clean)).requires_grad_()
+    batch = {"latents": clean, "target": to_bytes(target)}
+    task = dataclasses.replace(task_by_name("driving"), losses=(LossTerm("mse", "pixel"),))
+    total, terms = Objective(task, ARMS["latent-tuned"], decoder, torch.device("cpu"))(restored, batch)
+    total.backward()
+    assert set(terms) == {"latent mse", "pixel"}
+    x = restored.detach().requires_grad_()
+    F.mse_loss(x, clean).backward()
+    assert torch.allclose(restored.grad, x.grad)
+    ours = [p.grad.clone() for p in parameters]
+    for p in parameters:
+        p.grad = None
+    F.mse_loss(decoder.decode(decoder.denormalize(clean)), from_bytes(batch["target"])).backward()
+    assert all(torch.allclose(a, p.grad, atol=1e-5) for a, p in zip(ours, parameters, strict=True))
+
+
+def test_controls_are_for_tasks_whose_decoder_trains(tmp_path):
+    assert not ARMS["exact-frozen"].trains_decoder and ARMS["exact-frozen"].pixels
+    for arm in CONTROLS:
+        with pytest.raises(ValueError, match="is a control for tasks whose decoder trains"):
+            Training(TrainSettings(task="inpainting", arm=arm, out=tmp_path))
