@@ -9,6 +9,7 @@ of numbers that are nothing but rounding no digits are compared.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,8 +39,8 @@ class Outcome:
         made: date of that record, which tells it from a later one of the same name.
         commit, date, device, torch: of the code and machine that made it again.
         compared: number of leaves.
-        largest_difference: relative; None where something other than a number differs, or is missing.
-        where: the leaf that differs most, as in ``metrics.rows.0.cosine``; empty if all are identical.
+        differences: name of a leaf -> its largest difference; None where something other than a number differs, or is
+            missing. Empty if all are identical.
         tolerance: what was allowed.
     """
 
@@ -51,25 +52,31 @@ class Outcome:
     device: str
     torch: str
     compared: int
-    largest_difference: float | None
-    where: str
+    differences: dict[str, float | None]
     tolerance: float
 
     @property
+    def largest(self) -> float:
+        """Largest difference; infinite where it has no number."""
+        return max((_size(difference) for difference in self.differences.values()), default=0.0)
+
+    @property
     def holds(self) -> bool:
-        return self.largest_difference is not None and self.largest_difference <= self.tolerance
+        return self.largest <= self.tolerance
 
     @property
     def words(self) -> str:
-        """``identical``, or what differs."""
-        name = f"`{_name(self.where.split('.'))}`"
-        if self.largest_difference is None:
-            return f"{name} is not the same"
-        return f"largest difference {self.largest_difference:.1g} ({name})" if self.where else "identical"
+        """``identical``, or what differs most."""
+        if not self.differences:
+            return "identical"
+        name = max(self.differences, key=lambda name: _size(self.differences[name]))
+        if self.differences[name] is None:
+            return f"`{name}` is not the same"
+        return f"largest difference {self.largest:.1g} (`{name}`)"
 
 
-def compare(old: Record, new: Record) -> tuple[int, float | None, str]:
-    """(number of leaves compared, largest difference, where it is) of what the old record says.
+def compare(old: Record, new: Record) -> tuple[int, dict[str, float | None]]:
+    """(number of leaves compared, differences by name of the leaf) of what the old record says.
 
     What the new one says besides is no difference: nothing was drawn from it.
     """
@@ -79,17 +86,17 @@ def compare(old: Record, new: Record) -> tuple[int, float | None, str]:
     for path, leaf in before.items():
         if _is_number(leaf):
             scale[_name(path)] = max(scale.get(_name(path), 0.0), abs(leaf))
-    worst, where = 0.0, ""
+    found: dict[str, float | None] = {}
     for path, leaf in before.items():
-        other = after.get(path)
-        if path in after and _is_number(leaf) and _is_number(other):
-            least = max(0.01 * scale[_name(path)], LEAST)
+        name, other = _name(path), after.get(path)
+        if _is_number(leaf) and _is_number(other):
+            least = max(0.01 * scale[name], LEAST)
             difference = abs(leaf - other) / max(abs(leaf), abs(other), least)
-            if difference > worst:
-                worst, where = difference, ".".join(path)
+            if difference > _size(found.get(name, 0.0)):
+                found[name] = difference
         elif path not in after or _without_numbers(leaf) != _without_numbers(other):
-            return len(before), None, ".".join(path)
-    return len(before), worst, where
+            found[name] = None
+    return len(before), found
 
 
 def read_outcomes(results: Path) -> list[Outcome]:
@@ -123,9 +130,13 @@ def sentence(made_again: Sequence[tuple[Record, Outcome]], total: int, history: 
     outcomes = sorted((o for _, o in made_again), key=lambda o: o.date)
     commits = ", ".join(dict.fromkeys(o.commit[:10] for o in outcomes))
     later = "" if all(of_this_code(*pair, history) for pair in made_again) else ", before other changes"
-    worst = max(outcomes, key=lambda o: float("inf") if o.largest_difference is None else o.largest_difference)
+    worst = max(outcomes, key=lambda o: o.largest)
     words = worst.words if worst.holds else f"**{worst.words}**"
     return f"{len(outcomes)} of {total} run again at {commits}{later}: {words}"
+
+
+def _size(difference: float | None) -> float:
+    return math.inf if difference is None else difference
 
 
 def _content(record: Record) -> dict[str, Any]:

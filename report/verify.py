@@ -95,10 +95,10 @@ def again(drawn: Drawn, config: Config, seconds: float | None) -> Outcome:
         new = rerun(old, config.results, Path(folder), config.clips, seconds)
     made = new.provenance
     same = all(old.provenance[key] == made[key] for key in ("device", "torch"))
-    compared, largest, where = compare(old, new)
+    compared, differences = compare(old, new)
     return Outcome(
         drawn.product, _place(old, config), old.provenance["date"], made["commit"], made["date"], made["device"],
-        made["torch"], compared, largest, where, 0.0 if same else config.tolerance,
+        made["torch"], compared, differences, 0.0 if same else config.tolerance,
     )  # fmt: skip
 
 
