@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tasks.protocol import code_fingerprint
+from bench.tasks.training.settings import TrainSettings
 from report.freshness import script_of
 from suite.clips import HELD_OUT_CLIPS, TRAINING_CLIPS
 from suite.records import ROOT, Record, provenance, read_record, write_record
@@ -141,6 +142,8 @@ def rerun(
 def _lay_out(results: Path, folder: Path, left_out: Path) -> None:
     """All records but one, as if this process had made them."""
     made_by = provenance()
+    # What the settings of a training say today of the same training.
+    today = {"code": code_fingerprint(), "checkpoint": TrainSettings.checkpoint}
     kept = ("commit", "dirty", "torch", "diffusers", "device")
     for path in sorted(results.rglob("*.json")):
         place = path.relative_to(results)
@@ -151,9 +154,9 @@ def _lay_out(results: Path, folder: Path, left_out: Path) -> None:
             old = read_record(path)
         except ValueError:
             continue
-        code = {"code": code_fingerprint()} if "code" in old.settings else {}
+        trained = today if "code" in old.settings else {}
         now = {} if old.provenance["cuda"] else {key: made_by[key] for key in kept}
-        write_record(folder / place, old.settings | code, old.metrics, old.provenance | now)
+        write_record(folder / place, old.settings | trained, old.metrics, old.provenance | now)
 
 
 def _videos(record: Record) -> list[str]:

@@ -24,8 +24,8 @@ LEAST = 1e-3
 MEASURED_ANEW = re.compile(r"^(.*_)?seconds(_median)?$|^time_ratio$|_times_time$|^ratio_to_reference$|^resident_growth")
 FROM_FORMULAS = ("relative_seconds",)
 """A name of a time, of one that is computed."""
-NOT_SETTINGS = ("code",)
-"""A fingerprint of the code that made the record."""
+NOT_SETTINGS = ("code", "checkpoint")
+"""A fingerprint of the code that made the record, and what a training's decoder recomputes: of memory alone."""
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 

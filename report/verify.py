@@ -61,16 +61,20 @@ class Drawn:
 
 
 def chosen(config: Config, history: History) -> list[Row]:
-    """Rows of the index whose records may be drawn: those whose code has changed since."""
+    """Rows of the index with what may be drawn: records whose code has changed since.
+
+    Raises:
+        ValueError: no product has that name.
+    """
+    named = {f"{row.product.paper} {_patterns(row)}": row for row in rows(config.results, history) if row.records}
+    if unknown := [word for word in config.products if not any(word in name for name in named)]:
+        raise ValueError(f"--products: nothing with records is called {', '.join(unknown)}; see results/README.md.")
     found = []
-    for row in rows(config.results, history):
-        name = f"{row.product.paper} {_patterns(row)}"
+    for name, row in named.items():
         if not config.products or any(word in name for word in config.products):
             pairs = [(r, m) for r, m in zip(row.records, row.marks, strict=True) if m.word == CHANGED]
             found.append(Row(row.product, [r for r, _ in pairs], [m for _, m in pairs]))
-    if not found:
-        raise ValueError(f"--products: no product is called {' or '.join(config.products)}; results/README.md has all.")
-    return [row for row in found if row.records]
+    return found
 
 
 def draw(config: Config, listed: Sequence[Row], done: Sequence[Outcome], history: History) -> Iterator[Drawn]:

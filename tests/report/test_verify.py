@@ -149,8 +149,8 @@ def test_what_fails_or_takes_too_long_is_told_and_not_kept(project, capsys):
 def test_bad_settings(project):
     results, change = project
     change("return 0.5")
-    with pytest.raises(ValueError, match="no product is called Table 9"):
-        verify.main(Config(results=results, products=("Table 9",)))
+    with pytest.raises(ValueError, match="nothing with records is called Table 9"):
+        verify.main(Config(results=results, products=("Fig. 0", "Table 9")))
     with pytest.raises(ValueError, match=r"at least 1, --minutes positive .* got 0, None and 0\.001"):
         verify.main(Config(0, results=results))
     (results.parent / "suite" / "value.py").write_text("")
