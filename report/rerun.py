@@ -1,7 +1,7 @@
-"""One record of ``results/`` made again with today's code, in a temporary folder: by the command that it was made with.
+"""Records of ``results/`` made again with today's code, in a temporary folder: by the command that made them.
 
 Scripts go on after an interruption with what is missing. So all other records are laid into the folder as if they had
-just been made, and the command finds one that is not there. What a script knows by no record it does again.
+just been made, and the command finds some that are not there. What a script knows by no record it does again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,36 +91,43 @@ def obstacle(record: Record, clips: Path | None) -> str | None:
     return None
 
 
+def together(record: Record) -> tuple[str, ...]:
+    """What is the same of records that one run makes."""
+    how = script(record)
+    return (record.provenance["command"], *(how.options(record) if how else ()), *_videos(record))
+
+
 def rerun(
-    record: Record, results: Path, folder: Path, clips: Path | None = None, seconds: float | None = None
-) -> Record:
-    """The record as today's code makes it, with as many threads as then.
+    records: Sequence[Record], results: Path, folder: Path, clips: Path | None = None, seconds: float | None = None
+) -> list[Record]:
+    """The records as today's code makes them, in one run with as many threads as then.
 
     Args:
+        records: some that are made ``together``.
         results: the folder of all records.
         folder: an empty one, for everything that is written.
-        clips: of the videos that the record's command was given.
+        clips: of the videos that the command was given.
         seconds: at most so many.
 
     Raises:
-        RuntimeError: the command failed, or made no such record; says how it ended.
+        RuntimeError: the command failed, or left a record out; says how it ended.
         TimeoutError: it took longer.
     """
-    how = script(record)
+    first, how = records[0], script(records[0])
     assert how is not None
-    place = record.path.relative_to(results)
-    _lay_out(results, folder / "results", place)
-    out = folder / "results" / (place if how.folder is None else how.folder)
-    words = _without_folders(shlex.split(record.provenance["command"])[1:])
-    if (videos := _videos(record)) and clips is not None:
+    places = [record.path.relative_to(results) for record in records]
+    _lay_out(results, folder / "results", places)
+    out = folder / "results" / (places[0] if how.folder is None else how.folder)
+    words = _without_folders(shlex.split(first.provenance["command"])[1:])
+    if (videos := _videos(first)) and clips is not None:
         (folder / "clips").mkdir()
         for name in videos:
             (folder / "clips" / name).symlink_to((clips / name).resolve())
         words += ["--clips", str(folder / "clips")]
-    threads = {"OMP_NUM_THREADS": str(record.provenance["threads"]), "CUDA_VISIBLE_DEVICES": ""}
+    threads = {"OMP_NUM_THREADS": str(first.provenance["threads"]), "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, *words, *how.options(record), how.out, str(out)], cwd=ROOT, stdout=log,
+            [sys.executable, *words, *how.options(first), how.out, str(out)], cwd=ROOT, stdout=log,
             stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | threads,
         )  # fmt: skip
@@ -133,21 +140,22 @@ def rerun(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
                 process.wait()
-    if process.returncode or not (folder / "results" / place).is_file():
+    made = [folder / "results" / place for place in places]
+    if process.returncode or not all(path.is_file() for path in made):
         last = (folder / "log.txt").read_text().strip().splitlines()[-1:] or ["it said nothing"]
         raise RuntimeError(f"exit code {process.returncode}, {'' if process.returncode else 'no record: '}{last[0]}")
-    return read_record(folder / "results" / place)
+    return [read_record(path) for path in made]
 
 
-def _lay_out(results: Path, folder: Path, left_out: Path) -> None:
-    """All records but one, as if this process had made them."""
+def _lay_out(results: Path, folder: Path, left_out: Sequence[Path]) -> None:
+    """All records but some, as if this process had made them."""
     made_by = provenance()
     # What the settings of a training say today of the same training.
     today = {"code": code_fingerprint(), "checkpoint": TrainSettings.checkpoint}
     kept = ("commit", "dirty", "torch", "diffusers", "device")
     for path in sorted(results.rglob("*.json")):
         place = path.relative_to(results)
-        if place == left_out:
+        if place in left_out:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             continue
         try:

@@ -6,7 +6,7 @@ processor with the same torch they must be identical. Each outcome is a line of 
 index tells it beside the mark; the other records keep theirs. What was made again at this state of the code is not made
 again: after an interruption, or with a larger number, it goes on. Ends with status 1 where something differs by more.
 
-Cost: what the records cost, seconds to an hour each; of those that share a video, what all of that video cost.
+Cost: what the records cost, seconds to an hour each; of errors and predictions, what all cases of the video cost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Annotated
 import tyro
 
 from report.freshness import CHANGED, History
-from report.rerun import obstacle, rerun
+from report.rerun import obstacle, rerun, together
 from report.results_index import Row, rows
 from report.verified import Outcome, append, compare, latest, of_this_code, read_outcomes
 from suite.command_line import run_main
@@ -41,7 +41,7 @@ class Config:
     """Words such as theory/toys or "Table 1": only products with one of them in their name or in that of their
     records."""
     minutes: float | None = None
-    """In all. Each record gets its share of what is left, and is told of if it takes longer."""
+    """In all. Each run gets its share of what is left, and is told of if it takes longer."""
     seed: int = 0
     """Of the draw."""
     tolerance: float = 1e-3
@@ -54,10 +54,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A record to make again."""
+    """Records of a product that one run makes again."""
 
     product: str
-    record: Record
+    records: Sequence[Record]
 
 
 def chosen(config: Config, history: History) -> list[Row]:
@@ -89,19 +89,25 @@ def draw(config: Config, listed: Sequence[Row], done: Sequence[Outcome], history
         there = {o.record for r, o in latest(done, sample, config.results) if of_this_code(r, o, history)}
         if there:
             print(f"{_patterns(row)}: made again at this state of the code before: {', '.join(sorted(there))}.")
-        yield from (Drawn(_patterns(row), r) for r in sample if _place(r, config) not in there)
+        left: dict[tuple[str, ...], list[Record]] = {}
+        for record in (r for r in sample if _place(r, config) not in there):
+            left.setdefault(together(record), []).append(record)
+        yield from (Drawn(_patterns(row), records) for records in left.values())
 
 
-def again(drawn: Drawn, config: Config, seconds: float | None) -> Outcome:
-    """One record made again and compared; raises what ``rerun`` raises."""
-    old = drawn.record
+def again(drawn: Drawn, config: Config, seconds: float | None) -> list[Outcome]:
+    """The records made again and compared; raises what ``rerun`` raises."""
     with tempfile.TemporaryDirectory() as folder:
-        new = rerun(old, config.results, Path(folder), config.clips, seconds)
+        found = rerun(drawn.records, config.results, Path(folder), config.clips, seconds)
+    return [_outcome(drawn.product, old, new, config) for old, new in zip(drawn.records, found, strict=True)]
+
+
+def _outcome(product: str, old: Record, new: Record, config: Config) -> Outcome:
     made = new.provenance
     same = all(old.provenance[key] == made[key] for key in ("device", "torch"))
     compared, differences = compare(old, new)
     return Outcome(
-        drawn.product, _place(old, config), old.provenance["date"], made["commit"], made["date"], made["device"],
+        product, _place(old, config), old.provenance["date"], made["commit"], made["date"], made["device"],
         made["torch"], compared, differences, 0.0 if same else config.tolerance,
     )  # fmt: skip
 
@@ -125,29 +131,32 @@ def main(config: Config) -> None:
     history = History()
     todo = list(draw(config, chosen(config, history), read_outcomes(config.results), history))
     deadline = None if config.minutes is None else time.monotonic() + 60 * config.minutes
-    bad = []
-    with Bar("made again", len(todo)) as bar:
-        for k, drawn in enumerate(todo):
-            place = _place(drawn.record, config)
-            bar.say(place)
-            share = None if deadline is None else max(1.0, deadline - time.monotonic()) / (len(todo) - k)
+    bad, count, left = [], sum(len(drawn.records) for drawn in todo), len(todo)
+    with Bar("made again", count) as bar:
+        for drawn in todo:
+            places = [_place(record, config) for record in drawn.records]
+            bar.say(", ".join(places))
+            share = None if deadline is None else max(1.0, deadline - time.monotonic()) / left
+            left -= 1
             begun = time.monotonic()
             try:
-                outcome = again(drawn, config, share)
+                outcomes = again(drawn, config, share)
             except TimeoutError as error:
-                print(f"{place}: {error}, its share of --minutes.", flush=True)
+                print(f"{', '.join(places)}: {error}, the share of --minutes.", flush=True)
             except RuntimeError as error:
-                bad.append(place)
-                print(f"{place}: cannot be made any more: {error}.", flush=True)
+                bad += places
+                print(f"{', '.join(places)}: cannot be made any more: {error}.", flush=True)
             else:
-                append(config.results, outcome)
-                bad += [] if outcome.holds else [place]
-                took = f"{outcome.compared} leaves, {time.monotonic() - begun:.0f} s"
-                print(f"{place}: {'' if outcome.holds else 'DIFFERENT: '}{outcome.words} ({took}).", flush=True)
-            bar.advance()
+                seconds = time.monotonic() - begun
+                for outcome in outcomes:
+                    append(config.results, outcome)
+                    words = ("" if outcome.holds else "DIFFERENT: ") + outcome.words
+                    print(f"{outcome.record}: {words} ({outcome.compared} leaves, {seconds:.0f} s).", flush=True)
+                bad += [o.record for o in outcomes if not o.holds]
+            bar.advance(len(places))
     print("Run python -m report.results_index, which tells it beside the marks.")
     if bad:
-        raise RuntimeError(f"{len(bad)} of {len(todo)} are not what they were: {', '.join(bad)}")
+        raise RuntimeError(f"{len(bad)} of {count} are not what they were: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_what_fails_or_takes_too_long_is_told_and_not_kept(project, capsys):
     assert "cannot be made any more: exit code 1, ValueError: no value." in capsys.readouterr().out
     change("import time; time.sleep(60)")
     verify.main(Config(1, results=results, minutes=0.01))
-    assert "not finished within 1 s, its share of --minutes." in capsys.readouterr().out
+    assert "not finished within 1 s, the share of --minutes." in capsys.readouterr().out
     assert not (results / FILE).exists()
 
 
