@@ -15,7 +15,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -77,8 +77,11 @@ def chosen(config: Config, history: History) -> list[Row]:
     return found
 
 
-def draw(config: Config, listed: Sequence[Row], done: Sequence[Outcome], history: History) -> Iterator[Drawn]:
-    """The records to make again; says what cannot be, and what was already."""
+def draw(
+    config: Config, listed: Sequence[Row], done: Sequence[Outcome], history: History
+) -> tuple[list[Drawn], list[Outcome]]:
+    """(what to make again, what was already made again with this code); says why others cannot be."""
+    todo, known = [], []
     for row in listed:
         why = {r.path: obstacle(r, config.clips) for r in row.records}
         for reason, count in Counter(reason for reason in why.values() if reason).items():
@@ -86,13 +89,16 @@ def draw(config: Config, listed: Sequence[Row], done: Sequence[Outcome], history
         possible = [r for r in row.records if why[r.path] is None]
         order = random.Random(f"{config.seed} {_patterns(row)}")  # one product's draw does not depend on the others
         sample = order.sample(possible, len(possible))[: config.count]
-        there = {o.record for r, o in latest(done, sample, config.results) if of_this_code(r, o, history)}
-        if there:
-            print(f"{_patterns(row)}: made again at this state of the code before: {', '.join(sorted(there))}.")
-        left: dict[tuple[str, ...], list[Record]] = {}
-        for record in (r for r in sample if _place(r, config) not in there):
-            left.setdefault(together(record), []).append(record)
-        yield from (Drawn(_patterns(row), records) for records in left.values())
+        before = [o for r, o in latest(done, sample, config.results) if of_this_code(r, o, history)]
+        for outcome in before:
+            print(f"{outcome.record}: {outcome.words}, as made again at {outcome.commit[:10]}.")
+        known += before
+        runs: dict[tuple[str, ...], list[Record]] = {}
+        for record in sample:
+            if _place(record, config) not in {outcome.record for outcome in before}:
+                runs.setdefault(together(record), []).append(record)
+        todo += [Drawn(_patterns(row), records) for records in runs.values()]
+    return todo, known
 
 
 def again(drawn: Drawn, config: Config, seconds: float | None) -> list[Outcome]:
@@ -129,9 +135,10 @@ def main(config: Config) -> None:
     if provenance()["dirty"] is not False:
         raise ValueError("The log names the commit whose code ran: commit your changes first, in a clone with git.")
     history = History()
-    todo = list(draw(config, chosen(config, history), read_outcomes(config.results), history))
+    todo, known = draw(config, chosen(config, history), read_outcomes(config.results), history)
     deadline = None if config.minutes is None else time.monotonic() + 60 * config.minutes
-    bad, count, left = [], sum(len(drawn.records) for drawn in todo), len(todo)
+    bad = [outcome.record for outcome in known if not outcome.holds]
+    count, left = sum(len(drawn.records) for drawn in todo), len(todo)
     with Bar("made again", count) as bar:
         for drawn in todo:
             places = [_place(record, config) for record in drawn.records]
@@ -156,7 +163,7 @@ def main(config: Config) -> None:
             bar.advance(len(places))
     print("Run python -m report.results_index, which tells it beside the marks.")
     if bad:
-        raise RuntimeError(f"{len(bad)} of {count} are not what they were: {', '.join(bad)}")
+        raise RuntimeError(f"{len(bad)} of {count + len(known)} are not what they were: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

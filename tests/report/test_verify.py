@@ -92,7 +92,10 @@ def test_what_was_made_again_is_not_made_again(project, capsys):
     verify.main(Config(2, results=results))
     change("return 0.5  # for a reason")
     verify.main(Config(2, results=results))
-    assert len(ran(results)) == 2 and "before: theory/a.json, theory/b.json." in capsys.readouterr().out
+    assert (
+        len(ran(results)) == 2
+        and f"theory/a.json: identical, as made again at {commit[:10]}." in capsys.readouterr().out
+    )
     change("return 0.25 + 0.25")
     assert mark(results).endswith(f"2 of 2 run again at {commit[:10]}, before other changes: identical")
     verify.main(Config(1, results=results))
@@ -116,6 +119,9 @@ def test_a_difference_ends_with_status_1(project, capsys):
         run_main(verify.main, Config, "", {RuntimeError: ""}, ["1", "--results", str(results)])
     assert "DIFFERENT: largest difference 2e-09 (`value`)" in capsys.readouterr().out
     assert mark(results).endswith(": **largest difference 2e-09 (`value`)**")
+    with pytest.raises(RuntimeError, match="1 of 1 are not"):  # nor is it forgotten
+        verify.main(Config(1, results=results))
+    assert len(ran(results)) == 1
 
 
 @pytest.mark.parametrize(("value", "holds"), [(0.5004, True), (0.502, False)])
