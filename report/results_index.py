@@ -14,6 +14,7 @@ from pathlib import Path
 
 from report.freshness import CHANGED, CURRENT, UNCOMMITTED, UNKNOWN, Freshness, History
 from report.products import PRODUCTS, Product
+from report.verified import latest, read_outcomes, sentence
 from suite.command_line import run_main
 from suite.records import ROOT, Record, read_record
 
@@ -31,7 +32,9 @@ does the place of a file: what only moved is what it was.
 
 - **current**: nothing changed.
 - **changed since**: something did. It does not say that the numbers are wrong; it says that nobody has shown that they
-  still are right. `python -m report.results_index --why` lists the files.
+  still are right. `python -m report.results_index --why` lists the files. Where `python -m report.verify` made some
+  again, drawn at random, it says how many and the largest relative difference ([log](verified.jsonl)); of the others
+  that shows nothing.
 - **made by uncommitted code**: the record's commit does not tell what ran.
 - **unknown**: the commit is not known here (none was recorded, or this copy has no git history with it), or the script
   of the command is gone. Scripts keep their names, so that commands stay good.
@@ -57,13 +60,18 @@ class Row:
     product: Product
     records: list[Record]
     marks: list[Freshness] = field(default_factory=list)
+    again: str = ""
+    """What running some of the changed ones again has shown (``report.verify``); empty where nobody has."""
 
     def code(self) -> str:
-        """The marks, with their counts where they differ."""
+        """The marks, with their counts where they differ, and what is known besides."""
         counts = Counter(mark.word for mark in self.marks)
-        if len(counts) == 1:
-            return _emphasised(next(iter(counts)))
-        return ", ".join(f"{counts[w]} {_emphasised(w)}" for w in (CURRENT, CHANGED, UNCOMMITTED, UNKNOWN) if counts[w])
+        marks = ", ".join(
+            f"{counts[w]} {_emphasised(w)}" if len(counts) > 1 else _emphasised(w)
+            for w in (CURRENT, CHANGED, UNCOMMITTED, UNKNOWN)
+            if counts[w]
+        )
+        return f"{marks}; {self.again}" if self.again else marks
 
 
 def rows(results: Path, history: History) -> list[Row]:
@@ -82,8 +90,11 @@ def rows(results: Path, history: History) -> list[Row]:
         others.setdefault(path.parent.relative_to(results).as_posix(), []).append(records[path])
     for folder, rest in others.items():
         listed.append(Row(Product("", "", (), (f"{folder}/*.json",), ""), rest))
+    outcomes = read_outcomes(results)
     for row in listed:
         row.marks = [history.freshness(record) for record in row.records]
+        changed = [r for r, mark in zip(row.records, row.marks, strict=True) if mark.word == CHANGED]
+        row.again = sentence(latest(outcomes, changed, results), len(row.records), history)
     return listed
 
 
