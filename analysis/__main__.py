@@ -18,7 +18,7 @@ from analysis.theory_page import write_report
 from suite.command_line import run_main
 from suite.records import ROOT
 
-ON_CLIPS = ("temporal_locality", "spatial_locality", "spatial_truncation", "whole_picture", "error_bound")
+ON_CLIPS = ("temporal_locality", "spatial_locality", "spatial_truncation", "whole_picture", "error_bound", "residuals")
 SCRIPTS = ("toy_checks", "receptive_field", *ON_CLIPS, "backbone_gradient", "training_bias", "estimators")
 
 

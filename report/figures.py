@@ -18,6 +18,7 @@ from PIL import Image
 
 from analysis import backbone_gradient, estimators, gradient_bias, predicted_memory, spatial_locality, training_bias
 from analysis.backbone import figure as backbone_figure
+from analysis.bias import residuals_figure
 from analysis.bounds import figure as error_bound_figure
 from analysis.estimation import figure as estimators_figure
 from analysis.locality import figure as temporal_locality_figure
@@ -83,9 +84,13 @@ def _of_theory(results: Path) -> Mapping[str, Drawing]:
         found["spatial_locality"] = lambda path: spatial_locality.figure(spatial, path)
     if cut := _all(folder, *(f"spatial_truncation-{v}" for v in vaes)):
         found["spatial_truncation"] = lambda path: spatial_truncation_figure.figure(cut, path)
+    if kinds := _all(folder, *(f"residuals-{v}" for v in vaes)):
+        found["residuals"] = lambda path: residuals_figure.figure(kinds, path)
     if bounds := _all(folder, *(f"error_bound-{v}" for v in vaes)):
         found["error_bound"] = lambda path: error_bound_figure.figure(bounds, path)
-    backbone = _all(folder, *(f"backbone_gradient-{case}" for case in backbone_gradient.Config(full=True).cases or ()))
+    backbone = [
+        r for c in backbone_gradient.Config(full=True).cases or () for r in _all(folder, f"backbone_gradient-{c}")
+    ]
     if backbone:
         found["backbone_gradient"] = lambda path: backbone_figure.figure(backbone, path)
     published: dict[str, list[Record]] = {}

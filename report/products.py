@@ -43,6 +43,10 @@ PRODUCTS = (
         "`python analysis/gradient_bias.py` (`*-driving`: `--clips DIR --frames 33`)",
     ),
     Product(
+        "Figs. 4, 5", "How much of the bias is that of a residual which the decoder cannot draw?",
+        ("theory/residuals.png",), ("theory/residuals-*.json",), ON_CLIPS,
+    ),
+    Product(
         "Fig. 6", f"{BENCH} Embedded decoders, CPU: peak memory", ("bench-cpu.md", "bench-cpu.png"),
         ("memory/*-cpu-*.json",), ON_CPU,
     ),

@@ -64,6 +64,11 @@ QUESTIONS = (
         ),
     ),
     Question(
+        "Does the residual decide the bias?",
+        ("At D = 1 the gradient of the latents keeps a cosine", "The residual decides the bias"),
+        ("residuals",),
+    ),
+    Question(
         "Is the backbone gradient's error one of magnitude?",
         (
             "At small distances the error of the backbone's gradient is large",

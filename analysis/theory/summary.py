@@ -36,15 +36,16 @@ Remark = Callable[[Sequence[Claim]], str]
 """What a row says beside its verdicts, made from its claims; empty where they have nothing of the kind."""
 
 
-def numbers(text: str, pattern: str, of: str = "") -> Remark:
+def numbers(text: str, pattern: str, of: str = "", within: str = "") -> Remark:
     """``text`` with the least and largest number that the pattern finds in the evidence.
 
     Args:
         of: only of statements that begin so.
+        within: only of statements that hold these words.
     """
 
     def remark(claims: Sequence[Claim]) -> str:
-        found = [re.search(pattern, c.evidence) for c in claims if c.statement.startswith(of)]
+        found = [re.search(pattern, c.evidence) for c in claims if c.statement.startswith(of) and within in c.statement]
         values = sorted({m[1] for m in found if m}, key=lambda value: float(value.split()[0]))
         return text.format(" to ".join(dict.fromkeys((values[0], values[-1])))) if values else ""
 
@@ -87,6 +88,7 @@ class PaperClaim:
         return claim.source != "ours" and claim.statement.startswith(self.statements)
 
 
+COSINE = r"cosine ([\d.]+)"
 MAGNITUDE, AT_D1 = "The error is one of magnitude", r"D=1 ([\d.]+)"
 ADAM, ADAM_ON_TOYS = "The optimiser rescales the error away", "An optimiser that rescales gradients (Adam) removes"
 CHUNKS = "The gradient may be computed over spatial chunks separately"
@@ -114,6 +116,15 @@ PAPER = (
             corrected("as printed it lacks the size G of the loss gradient, and 1 / (1 - exp(-alpha))"),
             numbers("as printed it is enough in {} % of cases where the loss is a sum", r"loss as a sum (\d+) %"),
             numbers("corrected, it asks for no truncation in {} %", r"corrected \d+ % \([^;]*; whole video in (\d+) %"),
+        ),
+    ),
+    PaperClaim(
+        "At the decoder's input the truncated gradient points where the full one does", "Sec. 3.3, Fig. 5",
+        ("At D = 1 the gradient of the latents keeps a cosine",),
+        (
+            numbers("cosine at D = 1 against the film {}", COSINE, within="residual film, mse"),
+            numbers("against the decoder's own frames {}", COSINE, within="own, mse"),
+            numbers("with a random adjoint {}", COSINE, within="residual random"),
         ),
     ),
     PaperClaim(
