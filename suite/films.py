@@ -9,7 +9,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import dropwhile, islice
@@ -55,14 +55,33 @@ def index(path: Path) -> Index:
     return found
 
 
-def decoded(path: Path, start: int = 0, limit: int | None = None) -> Iterator[Any]:
-    """Frames start, start + 1, ... of a film as PyAV gives them, at most ``limit`` of them.
+def pictures(path: Path, start: int = 0, limit: int | None = None) -> Iterator[np.ndarray]:
+    """Frames start, start + 1, ... of a film, at most ``limit`` of them, upright, each uint8 [H, W, 3].
 
     Cost: of time, decoding from the keyframe before; of memory, a few frames.
 
     Raises:
-        ValueError: as ``index``; or what is damaged lies among these frames.
+        ValueError: as ``index``; or something is damaged up to the last of these frames.
     """
+    yield from map(_upright, _decoded(path, start, limit))
+
+
+def stretch(path: Path, start: int, frames: int) -> Iterator[np.ndarray]:
+    """The same, exactly so many frames.
+
+    Raises:
+        ValueError: as ``pictures``; or there are fewer.
+    """
+    given = 0
+    for picture in pictures(path, start, frames):
+        yield picture
+        given += 1
+    if given < frames:
+        raise ValueError(f"'{Path(path).name}' cannot be read to its end: it has no frame {start + given}.")
+
+
+def _decoded(path: Path, start: int = 0, limit: int | None = None) -> Iterator[Any]:
+    """Frames as PyAV gives them."""
     stop = None if limit is None else start + limit
     times = index(path).times[start:stop] if start else ()
     given = 0
@@ -70,25 +89,14 @@ def decoded(path: Path, start: int = 0, limit: int | None = None) -> Iterator[An
         with _opened(path) as (container, stream):
             container.seek(max(key for key in index(path).keyframes if key <= times[0]), stream=stream)
             later = dropwhile(lambda frame: frame.pts is None or frame.pts < times[0], container.decode(stream))
-            for time, frame in zip(times, later):  # noqa: B905
+            for time, frame in zip(times, later):
                 if frame.pts != time:
                     break
                 yield frame
                 given += 1
         if given == len(times):
             return
-    with closing(_from_the_beginning(path)) as frames:
-        yield from islice(frames, start + given, stop)
-
-
-def pictures(path: Path, start: int = 0, limit: int | None = None) -> Iterator[np.ndarray]:
-    """Frames start, start + 1, ... of a film, upright, each uint8 [H, W, 3].
-
-    Raises:
-        ValueError: as ``decoded``.
-    """
-    with closing(decoded(path, start, limit)) as frames:  # type: ignore[type-var]
-        yield from map(_upright, frames)
+    yield from islice(_from_the_beginning(path), start + given, stop)
 
 
 def _upright(frame: Any) -> np.ndarray:
@@ -127,12 +135,10 @@ def _scanned(path: Path) -> Index:
     if trusted and times and None not in times and len(set(times)) == len(times):
         times.sort()
         keys = [time for time, key, _ in packets if key and time is not None]
-        with closing(_from_the_beginning(path)) as frames:
-            first = next(frames, None)
+        first = next(_from_the_beginning(path), None)
         if first is not None and first.pts == times[0] and min(keys, default=times[-1] + 1) <= times[0]:
             return Index(len(times), tuple(times), tuple(keys))
-    with closing(_from_the_beginning(path)) as frames:
-        length = sum(1 for _ in frames)
+    length = sum(1 for _ in _from_the_beginning(path))
     if not length:
         raise ValueError(f"'{path.name}' has no frame.")
     return Index(length)
