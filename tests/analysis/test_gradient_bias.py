@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis import gradient_bias
-from analysis.real_clips import crop
 from chopgrad import Chop
 from suite.bootstrap import mean_interval
+from suite.clips import seeded_crop
 from suite.records import ROOT, read_record
 from suite.vaes import load_vae
 from tests.models import build
@@ -118,7 +118,7 @@ def test_distances_are_sorted_and_end_at_exact(folder, tmp_path, distances, kept
 def test_the_numbers_are_those_of_the_library(record, folder):
     settings = config(folder, None)
     sample = record.metrics["samples"][1]
-    video, start = crop(folder / "clips" / "a.mkv", 1, settings.frames, settings.size, settings.seed)
+    video, start = seeded_crop(folder / "clips" / "a.mkv", 1, settings.frames, settings.size, settings.seed)
     assert (sample["clip"], sample["crop"], sample["first_frame"]) == ("a.mkv", 1, start)
     vae = load_vae(settings.vae, dtype=torch.float64)
     decoder = chopgrad.decoder_for(vae)
