@@ -63,7 +63,10 @@ def pictures(path: Path, start: int = 0, limit: int | None = None) -> Iterator[n
     Raises:
         ValueError: as ``index``; or something is damaged up to the last of these frames.
     """
-    yield from map(_upright, _decoded(path, start, limit))
+    shown = None
+    for frame in _decoded(path, start, limit):
+        shown = shown or _shown(frame)
+        yield _upright(frame.to_ndarray(format="rgb24"), *shown)
 
 
 def stretch(path: Path, start: int, frames: int) -> Iterator[np.ndarray]:
@@ -99,17 +102,23 @@ def _decoded(path: Path, start: int = 0, limit: int | None = None) -> Iterator[A
     yield from islice(_from_the_beginning(path), start + given, stop)
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """The picture as a player shows it: phones store what the sensor saw, and beside it how to turn or mirror it."""
-    picture = frame.to_ndarray(format="rgb24")
+def _shown(frame: Any) -> tuple[int, int, int, int]:
+    """(a, b, c, d): a player shows a stored pixel at (x, y) at (a x + c y, b x + d y). Of a film it is always the same.
+
+    PyAV keeps a frame that was asked for its side data until garbage is collected, so only one is asked.
+    """
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
-            # A stored pixel at (x, y) is shown at (a x + c y, b x + d y).
             a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-            if abs(b) > abs(a):
-                picture, a, d = picture.swapaxes(0, 1), c, b
-            picture = np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-    return picture
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _upright(picture: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
+    """Turned and mirrored as a player does: phones store what the sensor saw, and beside it how to show it."""
+    if abs(b) > abs(a):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 @lru_cache(maxsize=4096)

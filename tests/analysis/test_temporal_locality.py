@@ -168,6 +168,7 @@ def test_an_interrupted_measurement_goes_on_with_the_same_inputs_only(folder, tm
     assert len(calls) == 18  # uncommitted code is not resumed over
 
 
+@pytest.mark.filterwarnings("ignore:left out")
 def test_clips_that_are_too_short_are_named(folder):  # noqa: F811
     with pytest.warns(UserWarning, match="left out: 'b.mkv' has 11 frames, but 13 are needed"):
         clips, short = Crops(folder / "clips", 1, 13, (8, 8)).clips()

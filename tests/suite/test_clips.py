@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from suite import clips, motion
-from suite.clips import HELD_OUT_CLIPS, find_clips, fit, load_clip, packaged_clip, random_crop, read_frames, to_unit
+from suite.clips import (
+    HELD_OUT_CLIPS, _cover, find_clips, fit, load_clip, packaged_clip, random_crop, read_frames, seeded_crop, to_unit,
+)  # fmt: skip
 from suite.motion import moving_clip
 
 
@@ -130,6 +132,21 @@ def test_random_crop_is_seeded_and_inside():
     assert not torch.equal(first, other)
     assert first.abs().max() <= 1
     assert random_crop(clip, 80, 80, torch.Generator()).shape[-2:] == (80, 80)  # larger than the picture: enlarged
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1, (64, 64)), (9, (32, 48)), (17, (130, 150))])
+@pytest.mark.parametrize("k", range(3))
+def test_seeded_crops_are_those_of_the_whole_clip_in_memory(frames, size, k):
+    # As the committed records were made: all frames in float32, the same random numbers in the same order.
+    path = packaged_clip(HELD_OUT_CLIPS[0])
+    video, generator = to_unit(read_frames(path)), torch.Generator().manual_seed(3_000 + k)
+    start = int(torch.randint(120 - frames + 1, (), generator=generator))
+    scale = max(1.0, min(1.5, 144 / size[0], 176 / size[1]))
+    covered = _cover(video[:, start : start + frames], scale, *size)
+    top, left = (int(torch.randint(n - m + 1, (), generator=generator)) for n, m in zip(covered.shape[2:], size))
+    got, first = seeded_crop(path, k, frames, size, seed=3)
+    assert first == start
+    assert torch.equal(got[0], covered[..., top : top + size[0], left : left + size[1]])
 
 
 def square():

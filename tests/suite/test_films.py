@@ -87,8 +87,8 @@ def test_one_picture_is_held_at_a_time(tmp_path, monkeypatch):
     path = write_film(tmp_path / "a.mp4", size=(96, 128))
     alive, counts, upright = [], [], films._upright
 
-    def watched(frame):
-        found = upright(frame)
+    def watched(*stored):
+        found = upright(*stored)
         alive.append(weakref.ref(found))
         counts.append(sum(reference() is not None for reference in alive))
         return found
