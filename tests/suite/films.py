@@ -17,7 +17,7 @@ def picture(k, height=32, width=48):
 
 
 def write_film(path, codec="libx264", pix_fmt="yuv420p", frames=40, size=(32, 48), times=None, options=None):
-    """Frames of ``picture``, at 1/25 s or at so many milliseconds; H.264 with B-frames and a keyframe each 10 frames."""
+    """Frames of ``picture``, at 1/25 s or at so many milliseconds; H.264 with B-frames, a keyframe each 10 frames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if options is None:
         options = {"g": "10", "bf": "2", "crf": "8"} if codec == "libx264" else {}

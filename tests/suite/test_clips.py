@@ -7,7 +7,16 @@ import torch
 
 from suite import clips, motion
 from suite.clips import (
-    HELD_OUT_CLIPS, _cover, find_clips, fit, load_clip, packaged_clip, random_crop, read_frames, seeded_crop, to_unit,
+    HELD_OUT_CLIPS,
+    _cover,
+    find_clips,
+    fit,
+    load_clip,
+    packaged_clip,
+    random_crop,
+    read_frames,
+    seeded_crop,
+    to_unit,
 )  # fmt: skip
 from suite.motion import moving_clip
 

@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
         assert str(tmp_path) not in sentence
     with pytest.raises(ValueError, match=r"None of the 2 videos can be used, the first because 'sound.mp4' has no vid"):
         usable(list(bad)[:2], 9)
-    with pytest.raises(ValueError, match="^'sound.mp4' has no video stream.$"):
+    with pytest.raises(ValueError, match=r"^'sound.mp4' has no video stream.$"):
         usable(list(bad)[:1], 9)
 
 
