@@ -37,7 +37,7 @@ from analysis.backbone.task_settings import TaskSettings
 from analysis.settings import OnSamples
 from suite.bootstrap import mean_interval
 from suite.cases import run_case
-from suite.clips import find_clips
+from suite.clips import find_clips, usable
 from suite.command_line import run_main
 from suite.losses import loss_by_name
 from suite.printing import print_claims
@@ -117,13 +117,17 @@ def measure(config: Config, case: str) -> Record:
     own, kind = kind.endswith(OWN), kind.removesuffix(OWN)
     loss_fn = loss_by_name(loss, config.task.device)
     # Two films in the training diet are two clusters: generated clips tell more.
-    films = find_clips(config.clips) if kind == "held-out" else None if kind == "training" else []
+    films: list[Path] | None = None if kind == "training" else []
+    left_out: dict[str, str] = {}
+    if kind == "held-out":
+        films, left_out = usable(find_clips(config.clips), config.task.frames)
     task = config.restoration(replace(config.task, warm_up_steps=EARLY_STEPS) if kind == "early" else config.task)
     described = {
         "case": case,
         "task": task.described(),
         "clips": count,
         "films": ["training diet"] if films is None else sorted(f.name for f in films),
+        "films_left_out": left_out,
         "blocks": list(config.blocks),
         "resamples": resamples,
         "seed": config.seed,

@@ -24,10 +24,10 @@ from torch import Tensor
 
 import chopgrad
 from analysis.bias.figure import figure, table
-from analysis.real_clips import crop, encoded, finished
+from analysis.real_clips import encoded, finished
 from chopgrad import CausalDecoder, Chop, Exact
 from suite.bootstrap import mean_interval
-from suite.clips import find_clips
+from suite.clips import find_clips, seeded_crop, usable
 from suite.command_line import run_main
 from suite.fingerprint import inputs_sha256
 from suite.losses import loss_by_name
@@ -38,6 +38,9 @@ from suite.sizes import check_size, latent_frames
 from suite.vaes import load_vae
 
 MEASURES = ("absolute_error", "relative_error", "cosine", "best_scaled_error")
+
+FAITHFUL_DB = 25.0
+"""PSNR of D(E(film)) against the film, below which the residual drowns what a training's gradient would be."""
 
 # Wan's upsampler casts to float32 even in a float64 model, which two orders of summation then round differently.
 PARITY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -80,7 +83,6 @@ def measure(config: Config) -> Path:
     vae = load_vae(config.vae, config.device, dtype, config.subfolder)
     decoder = chopgrad.decoder_for(vae)
     losses = [loss_by_name(name, config.device, dtype) for name in config.losses]
-    clips = find_clips(config.clips)
     count = len(decoder.frame_groups(latent_frames(decoder, config.frames)))
     distances = sorted({min(d, count - 1) for d in config.distances or range(count)})
     if distances[0] < 0 or min(config.blocks) < 1:
@@ -88,11 +90,13 @@ def measure(config: Config) -> Path:
             f"Distances must be at least 0 and blocks at least 1, got {config.distances} and {config.blocks}."
         )
     check_size(vae, decoder, config.size)
+    clips, left_out = usable(find_clips(config.clips), config.frames, config.crops, config.seed)
     path = config.out or ROOT / "results" / "gradient_bias" / f"{Path(config.vae).name}.json"
     settings = {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in ("out", "clips")},
         "vae": Path(config.vae).name if Path(config.vae).is_absolute() else config.vae,
         "clips": [clip.name for clip in clips],
+        "clips_left_out": left_out,
         "inputs_sha256": inputs_sha256(vae, clips),
         "distances": distances,
         "groups": count,
@@ -101,7 +105,7 @@ def measure(config: Config) -> Path:
     samples = finished(path, settings, made_by)
     todo = [(clip, k) for clip in clips for k in range(config.crops) if (clip.name, k) not in samples]
     for clip, k in track(todo, description="gradient bias"):
-        video, start = crop(clip, k, config.frames, config.size, config.seed)
+        video, start = seeded_crop(clip, k, config.frames, config.size, config.seed)
         samples[clip.name, k] = {"clip": clip.name, "crop": k, "first_frame": start}
         video = video.to(config.device, dtype)
         samples[clip.name, k] |= _measure_one(vae, decoder, video, losses, config, distances, check_engine=k == 0)
@@ -186,6 +190,18 @@ def summarise(
     return rows
 
 
+def remarks(record: Record) -> Iterator[str]:
+    """What to know before the numbers are read, in sentences."""
+    psnr_db = mean_interval([s["psnr_db"] for s in record.metrics["samples"]])[0]
+    if psnr_db < FAITHFUL_DB:
+        yield (
+            f"Reconstruction is {psnr_db:.1f} dB, below {FAITHFUL_DB:.0f} dB: these numbers mean little for training, "
+            "because most of the gradient is what this VAE cannot draw."
+        )
+    for sentence in record.settings.get("clips_left_out", {}).values():
+        yield f"Left out: {sentence}"
+
+
 def verdicts(record: Record) -> Iterator[str]:
     """What the measured numbers say about the paper's statements, in sentences."""
     rows = [r for r in record.metrics["summary"] if r["block"] == record.settings["blocks"][0]]
@@ -208,14 +224,11 @@ def main(config: Config) -> None:
     record = read_record(path)
     figure(record, path.with_suffix(".png"))
     text = table(record)
+    sentences = [f"- {sentence}" for sentence in (*remarks(record), *verdicts(record))]
     path.with_suffix(".md").write_text(
-        "\n".join(
-            [f"# Gradient bias, {record.settings['vae']}", "", text, "", *(f"- {v}" for v in verdicts(record)), ""]
-        )
+        "\n".join([f"# Gradient bias, {record.settings['vae']}", "", text, "", *sentences, ""])
     )
-    print(text)
-    for sentence in verdicts(record):
-        print(f"- {sentence}")
+    print("\n".join([text, *sentences]))
     print(f"\nWritten: {', '.join(path.with_suffix(s).name for s in ('.json', '.md', '.png'))} in {path.parent.name}/")
 
 

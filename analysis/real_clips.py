@@ -14,7 +14,7 @@ from torch import Tensor
 import chopgrad
 from chopgrad import CausalDecoder
 from suite.claims import Claim
-from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
+from suite.clips import HELD_OUT_CLIPS, find_clips, packaged_clip, seeded_crop, usable
 from suite.fingerprint import inputs_sha256
 from suite.progress import track
 from suite.records import ROOT, Record, provenance, read_record, write_record
@@ -27,7 +27,7 @@ class Crops:
     """Which crops of which clips: the held-out packaged clip and, if given, every video of a folder.
 
     Args:
-        folder: more clips; those with too few frames are left out and named in the record.
+        folder: more clips; those that are too short or cannot be read are left out and named in the record.
         count: seeded crops (position and first frame) of each clip.
         frames, size: of a crop, in frames and pixels.
     """
@@ -38,11 +38,13 @@ class Crops:
     size: tuple[int, int]
     seed: int = 0
 
-    def clips(self) -> tuple[list[Path], list[str]]:
-        """(the clips that are long enough, the names of those that are not).
+    def clips(self) -> tuple[list[Path], dict[str, str]]:
+        """(the clips of which all crops can be read, name -> what is wrong with each of the others).
+
+        Cost: every crop is decoded once, so that no clip fails while it is measured.
 
         Raises:
-            ValueError: none is long enough, or the settings leave nothing to measure.
+            ValueError: none is left, or the settings leave nothing to measure.
         """
         if self.count < 1 or self.frames < 1 or min(self.size) < 1:
             raise ValueError(
@@ -50,14 +52,11 @@ class Crops:
                 f"{self.size}."
             )
         found = [packaged_clip(name) for name in HELD_OUT_CLIPS] + (find_clips(self.folder) if self.folder else [])
-        long = {clip: len(read_frames(clip, self.frames)) >= self.frames for clip in found}
-        if not any(long.values()):
-            raise ValueError(f"No clip has the {self.frames} frames that are needed: pass fewer --frames.")
-        return [c for c in found if long[c]], [c.name for c in found if not long[c]]
+        return usable(found, self.frames, self.count, self.seed)
 
     def video(self, clip: Path, k: int) -> tuple[Tensor, int]:
         """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame."""
-        return crop(clip, k, self.frames, self.size, self.seed)
+        return seeded_crop(clip, k, self.frames, self.size, self.seed)
 
 
 Measure = Callable[[CausalDecoder, Tensor, Tensor], Mapping[str, Any]]
@@ -82,7 +81,7 @@ def measure_crops(
     Returns:
         The record; its metrics are ``samples`` alone, each with ``clip``, ``crop``, ``first_frame``, ``psnr_db``.
     """
-    clips, too_short = crops.clips()
+    clips, left_out = crops.clips()
     name, model = vae if isinstance(vae, tuple) else (vae, load_vae(vae, dtype=dtype))
     decoder = chopgrad.decoder_for(model)
     latent_frames(decoder, crops.frames)
@@ -90,7 +89,7 @@ def measure_crops(
     settings = {
         "vae": Path(name).name if Path(name).is_absolute() else name,
         "clips": [c.name for c in clips],
-        "clips_too_short": too_short,
+        "clips_left_out": left_out,
         "crops": crops.count,
         "frames": crops.frames,
         "size": list(crops.size),
@@ -129,22 +128,6 @@ def finished(path: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> d
     if old.settings != settings or not same or "summary" in old.metrics:
         return {}
     return {(s["clip"], s["crop"]): s for s in old.metrics["samples"]}
-
-
-def crop(clip: Path, k: int, frames: int, size: tuple[int, int], seed: int) -> tuple[Tensor, int]:
-    """Crop k of a clip as [1, 3, frames, H, W] in [-1, 1], and its first frame.
-
-    Raises:
-        ValueError: the clip has too few frames.
-    """
-    video = to_unit(read_frames(clip))
-    if video.shape[1] < frames:
-        raise ValueError(
-            f"'{clip.name}' has {video.shape[1]} frames, but {frames} are needed: pass fewer --frames or a longer clip."
-        )
-    generator = torch.Generator().manual_seed(seed * 1_000 + k)
-    start = int(torch.randint(video.shape[1] - frames + 1, (), generator=generator))
-    return random_crop(video[:, start : start + frames], *size, generator)[None], start
 
 
 def encoded(vae: Any, decoder: CausalDecoder, video: Tensor) -> tuple[Tensor, float]:

@@ -28,7 +28,7 @@ from bench.memory import finished, in_fresh_process
 from bench.subject import Subject
 from chopgrad import Full, Sampled
 from suite.bootstrap import mean_interval
-from suite.clips import find_clips, random_crop, read_frames, to_unit
+from suite.clips import find_clips, seeded_crop
 from suite.pairwise import pairwise_gradients
 from suite.records import write_record
 
@@ -50,9 +50,8 @@ def compare_all(cases: Sequence[Case], crops: int, first: Case) -> dict[str, Any
     subject = Subject(first.video)
     samples: dict[Method, list[dict[str, Any]]] = {case.strategy: [] for case in cases}
     for path in find_clips(None):
-        clip = to_unit(read_frames(path))
         for k in range(crops):
-            video, start = _crop(clip, first, k)
+            video, start = seeded_crop(path, k, first.frames, (first.height, first.width), first.seed)
             subject.show(video)
             reference = Reference(subject)
             for method, found in samples.items():
@@ -124,13 +123,3 @@ def errors(gradient: Tensor, reference: Tensor) -> dict[str, float]:
         "cosine": cosine,
         "best_scaled_error": math.sqrt(1 - cosine**2),
     }
-
-
-def _crop(clip: Tensor, case: Case, k: int) -> tuple[Tensor, int]:
-    """Crop k as [1, 3, frames, H, W], and its first frame."""
-    if clip.shape[1] < case.frames:
-        raise ValueError(f"The held-out clip has {clip.shape[1]} frames, but {case.frames} are needed.")
-    generator = torch.Generator().manual_seed(1_000 * case.seed + k)
-    start = int(torch.randint(clip.shape[1] - case.frames + 1, (), generator=generator))
-    window = clip[:, start : start + case.frames]
-    return random_crop(window, case.height, case.width, generator)[None], start

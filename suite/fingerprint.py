@@ -19,5 +19,7 @@ def inputs_sha256(model: Any, files: Sequence[Path] = ()) -> str:
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as opened:
+            while part := opened.read(2**24):
+                digest.update(part)
     return digest.hexdigest()

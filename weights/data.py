@@ -20,8 +20,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from suite.clips import TRAINING_CLIPS, packaged_clip, read_frames
+from suite.clips import TRAINING_CLIPS, packaged_clip
 from suite.command_line import run_main
+from suite.films import pictures
 from suite.motion import photographs
 from suite.progress import track
 
@@ -58,19 +59,18 @@ def installed(clip_height: int = 0) -> Footage:
         FileNotFoundError, ModuleNotFoundError: a package is missing.
         ValueError: PyAV is.
     """
-    return Footage(tuple(_lower(read_frames(packaged_clip(n)), clip_height) for n in TRAINING_CLIPS), photographs())
+    clips = (np.stack([_lower(p, clip_height) for p in pictures(packaged_clip(n))]) for n in TRAINING_CLIPS)
+    return Footage(tuple(clips), photographs())
 
 
-def _lower(frames: np.ndarray, height: int) -> np.ndarray:
-    if not height or frames.shape[1] <= height:
-        return frames
-    size = (height, round(frames.shape[2] * height / frames.shape[1]))
-    resized = []
-    for frame in frames:  # one at a time: a film in float32 takes gigabytes
-        picture = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-        picture = F.interpolate(picture, size=size, mode="bilinear", antialias=True)
-        resized.append(picture[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
-    return np.stack(resized)
+def _lower(picture: np.ndarray, height: int) -> np.ndarray:
+    """Of [H, W, 3], one at a time: a film in float32 takes gigabytes."""
+    if not height or picture.shape[0] <= height:
+        return picture
+    size = (height, round(picture.shape[1] * height / picture.shape[0]))
+    resized = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(resized, size=size, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def write(path: Path, footage: Footage, clip_height: int) -> Path:

@@ -25,7 +25,7 @@ class Diet:
     def __init__(self, config: Config) -> None:
         self.config = config
         footage = read(config.data, config.clip_height) if config.data else installed(config.clip_height)
-        self.videos = [to_unit(frames).half() for frames in footage.clips]
+        self.videos = [_in_half_precision(frames) for frames in footage.clips]
         self.photographs = footage.photographs
 
     def batch(self, step: int, batch: int, frames: int) -> Tensor:
@@ -66,6 +66,14 @@ class Diet:
             clip = clip.flip(-1)
         clip = F.interpolate(clip.transpose(0, 1), size=(size, size), mode="bilinear", antialias=True)
         return clip.transpose(0, 1)
+
+
+def _in_half_precision(frames: np.ndarray) -> Tensor:
+    """uint8 [frames, H, W, 3] -> float16 [3, frames, H, W] in [-1, 1], one frame at a time."""
+    video = torch.empty(frames.shape, dtype=torch.half).permute(3, 0, 1, 2)
+    for k in range(len(frames)):
+        video[:, k : k + 1] = to_unit(frames[k : k + 1])
+    return video
 
 
 class Ahead(Dataset):

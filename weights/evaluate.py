@@ -17,10 +17,10 @@ import torch
 
 import chopgrad
 from suite.bootstrap import mean_interval
-from suite.clips import HELD_OUT_CLIPS, TRAINING_CLIPS, find_clips, packaged_clip, random_crop, read_frames, to_unit
+from suite.clips import HELD_OUT_CLIPS, TRAINING_CLIPS, find_clips, packaged_clip, seeded_crop, usable
 from suite.command_line import run_main
 from suite.progress import track
-from suite.records import ROOT, provenance, write_record
+from suite.records import ROOT, provenance, read_record, write_record
 from suite.tables import markdown_table, with_interval
 from suite.vaes import EMBEDDED, load_vae
 
@@ -53,29 +53,23 @@ class Config:
 def evaluate(config: Config) -> Path:
     vae = load_vae(config.vae, config.device, subfolder=config.subfolder)
     decoder = chopgrad.decoder_for(vae)
-    clips = [("trained", packaged_clip(name)) for name in TRAINING_CLIPS]
-    clips += [("held out", packaged_clip(name)) for name in HELD_OUT_CLIPS]
-    clips += [("held out", path) for path in (find_clips(config.clips) if config.clips else [])]
+    trained = [packaged_clip(name) for name in TRAINING_CLIPS]
+    held_out = [packaged_clip(name) for name in HELD_OUT_CLIPS] + (find_clips(config.clips) if config.clips else [])
+    clips, left_out = usable([*trained, *held_out], config.frames, config.crops, config.seed)
     rows: list[dict[str, Any]] = []
-    for split, path in track(clips, description="reconstruction"):
-        video = to_unit(read_frames(path))
-        if video.shape[1] < config.frames:
-            raise ValueError(
-                f"'{path.name}' has {video.shape[1]} frames, but {config.frames} are needed: pass --frames."
-            )
+    for path in track(clips, description="reconstruction"):
         for size in config.sizes:
             values = []
             for k in range(config.crops):
-                generator = torch.Generator().manual_seed(config.seed * 1_000 + k)
-                start = int(torch.randint(video.shape[1] - config.frames + 1, (), generator=generator))
-                crop = random_crop(video[:, start : start + config.frames], size, size, generator)[None]
+                crop, _ = seeded_crop(path, k, config.frames, (size, size), config.seed)
                 crop = crop.to(config.device)
                 error = decoder.decode(vae.encode(crop).latent_dist.mode()) - crop
                 values.append(10 * math.log10(4 / error.square().mean().item()))
+            split = "trained" if path in trained else "held out"
             rows.append({"clip": path.name, "split": split, "size": size, "psnr_db": list(mean_interval(values))})
             rows[-1]["psnr_db_per_crop"] = values
     settings = {k: v for k, v in asdict(config).items() if k not in ("out", "clips")}
-    settings |= {"clips": [path.name for _, path in clips], "sizes": list(config.sizes)}
+    settings |= {"clips": [path.name for path in clips], "clips_left_out": left_out, "sizes": list(config.sizes)}
     settings["vae"] = Path(config.vae).name if Path(config.vae).is_absolute() else config.vae
     path = config.out or ROOT / "results" / "reconstruction" / f"{Path(config.vae).name}.json"
     return write_record(path, settings, {"clips": rows}, provenance(config.device))
@@ -118,7 +112,10 @@ def training_curve(folder: Path) -> None:
 
 def main(config: Config) -> None:
     path = evaluate(config)
-    text = table(json.loads(path.read_text())["metrics"]["clips"], config.sizes)
+    record = read_record(path)
+    text = table(record.metrics["clips"], config.sizes)
+    for sentence in record.settings["clips_left_out"].values():
+        text += f"\n\nLeft out: {sentence}"
     path.with_suffix(".md").write_text(f"# Reconstruction, {path.stem}\n\n{text}\n")
     if config.vae in EMBEDDED:
         training_curve(EMBEDDED[config.vae])

@@ -1,5 +1,6 @@
 """The gradient-bias measurement on a small random VAE: right numbers, resumed runs, and clear refusals."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -15,12 +16,13 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis import gradient_bias
-from analysis.real_clips import crop
 from chopgrad import Chop
 from suite.bootstrap import mean_interval
+from suite.clips import seeded_crop
 from suite.records import ROOT, read_record
 from suite.vaes import load_vae
 from tests.models import build
+from tests.suite.films import write_film, write_sound
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,38 @@ def test_table_and_figure_lie_beside_the_record(record, folder):
     assert len(re.findall(r"^- (mse|l1) at D = 1: relative error 0\.\d+, cosine", text, re.MULTILINE)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:left out")
+def test_clips_that_cannot_be_used_stand_beside_the_table(folder, tmp_path, capsys):
+    clips = tmp_path / "clips"
+    shutil.copytree(folder / "clips", clips)
+    (clips / "broken.mp4").write_bytes(b"no video")
+    write_sound(clips / "sound.mp4")
+    write_film(clips / "short.mp4", frames=5)
+    settings = config(folder, tmp_path / "x.json", clips=clips, crops=1, losses=("mse",), blocks=(1,))
+    with pytest.warns(UserWarning, match="left out: 'sound.mp4' has no video stream"):
+        gradient_bias.main(settings)
+    record = read_record(tmp_path / "x.json")
+    assert record.settings["clips"] == ["a.mkv", "b.mkv"]
+    assert list(record.settings["clips_left_out"]) == ["broken.mp4", "short.mp4", "sound.mp4"]
+    for text in (capsys.readouterr().out, (tmp_path / "x.md").read_text()):
+        assert "- Left out: 'broken.mp4' cannot be read as a video: " in text
+        assert "- Left out: 'short.mp4' has 5 frames, but 9 are needed" in text
+        assert "- Left out: 'sound.mp4' has no video stream.\n" in text
+
+
+@pytest.mark.parametrize(("psnr_db", "told"), [((24.0, 25.9), True), ((24.0, 26.1), False)])
+def test_numbers_of_a_vae_that_cannot_draw_the_film_say_so(record, psnr_db, told):
+    samples = [{"psnr_db": x} for x in psnr_db]
+    found = list(gradient_bias.remarks(dataclasses.replace(record, metrics={"samples": samples})))
+    assert found == ["Reconstruction is 24.9 dB, below 25 dB: these numbers mean little for training, because most of "
+                     "the gradient is what this VAE cannot draw."] * told  # fmt: skip
+
+
+def test_the_remark_stands_beside_the_table(record, folder):
+    (remark,) = gradient_bias.remarks(record)
+    assert f"\n- {remark}\n" in (folder / "whole.md").read_text()
+
+
 @pytest.mark.parametrize("changes", [{"frames": 1}, {"distances": (100,)}, {"blocks": (8,)}])
 def test_nothing_but_exact_gradients_can_be_shown_too(folder, tmp_path, changes):
     gradient_bias.main(config(folder, tmp_path / "x.json", crops=1, losses=("mse",), **changes))
@@ -118,7 +152,7 @@ def test_distances_are_sorted_and_end_at_exact(folder, tmp_path, distances, kept
 def test_the_numbers_are_those_of_the_library(record, folder):
     settings = config(folder, None)
     sample = record.metrics["samples"][1]
-    video, start = crop(folder / "clips" / "a.mkv", 1, settings.frames, settings.size, settings.seed)
+    video, start = seeded_crop(folder / "clips" / "a.mkv", 1, settings.frames, settings.size, settings.seed)
     assert (sample["clip"], sample["crop"], sample["first_frame"]) == ("a.mkv", 1, start)
     vae = load_vae(settings.vae, dtype=torch.float64)
     decoder = chopgrad.decoder_for(vae)

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from suite import clips, motion
-from suite.clips import HELD_OUT_CLIPS, find_clips, fit, load_clip, packaged_clip, random_crop, read_frames, to_unit
+from suite.clips import (
+    HELD_OUT_CLIPS,
+    _cover,
+    find_clips,
+    fit,
+    load_clip,
+    packaged_clip,
+    random_crop,
+    read_frames,
+    seeded_crop,
+    to_unit,
+)  # fmt: skip
 from suite.motion import moving_clip
 
 
@@ -123,7 +134,7 @@ def test_fit_keeps_the_aspect_ratio_and_the_centre(size):
 
 
 def test_random_crop_is_seeded_and_inside():
-    clip = to_unit(np.random.default_rng(0).integers(0, 256, (2, 60, 90, 3), dtype=np.uint8))
+    clip = np.random.default_rng(0).integers(0, 256, (2, 60, 90, 3), dtype=np.uint8)
     first, again, other = (random_crop(clip, 32, 32, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert first.shape == (3, 2, 32, 32)
     assert torch.equal(first, again)
@@ -132,11 +143,26 @@ def test_random_crop_is_seeded_and_inside():
     assert random_crop(clip, 80, 80, torch.Generator()).shape[-2:] == (80, 80)  # larger than the picture: enlarged
 
 
+@pytest.mark.parametrize(("frames", "size"), [(1, (64, 64)), (9, (32, 48)), (17, (130, 150))])
+@pytest.mark.parametrize("k", range(3))
+def test_seeded_crops_are_those_of_the_whole_clip_in_memory(frames, size, k):
+    # As the committed records were made: all frames in float32, the same random numbers in the same order.
+    path = packaged_clip(HELD_OUT_CLIPS[0])
+    video, generator = to_unit(read_frames(path)), torch.Generator().manual_seed(3_000 + k)
+    start = int(torch.randint(120 - frames + 1, (), generator=generator))
+    scale = max(1.0, min(1.5, 144 / size[0], 176 / size[1]))
+    covered = _cover(video[:, start : start + frames], scale, *size)
+    top, left = (int(torch.randint(n - m + 1, (), generator=generator)) for n, m in zip(covered.shape[2:], size))
+    got, first = seeded_crop(path, k, frames, size, seed=3)
+    assert first == start
+    assert torch.equal(got[0], covered[..., top : top + size[0], left : left + size[1]])
+
+
 def square():
-    """A bright square of 60x60 pixels in the middle of 180x240 dark ones."""
-    picture = -torch.ones(3, 2, 180, 240)
-    picture[..., 60:120, 90:150] = 1
-    return picture
+    """Two frames of a bright square of 60x60 pixels in the middle of 180x240 dark ones."""
+    frames = np.zeros((2, 180, 240, 3), np.uint8)
+    frames[:, 60:120, 90:150] = 255
+    return frames
 
 
 def extent(clips):
@@ -149,7 +175,7 @@ def random_crops(clip, height, width, zoom=1.5):
     return [random_crop(clip, height, width, torch.Generator().manual_seed(k), zoom) for k in range(12)]
 
 
-@pytest.mark.parametrize("crop", [lambda clip, *size: [fit(clip, *size)], random_crops])
+@pytest.mark.parametrize("crop", [lambda clip, *size: [fit(to_unit(clip), *size)], random_crops])
 @pytest.mark.parametrize("size", [(60, 80), (90, 90), (60, 100), (160, 100)])
 def test_a_square_stays_square(crop, size):
     found = crop(square(), *size)
@@ -167,7 +193,7 @@ def test_zoom_says_how_much_of_the_picture_a_crop_covers(zoom, expected):
 
 
 def test_crops_reach_every_part():
-    clip = torch.arange(6 * 7).reshape(6, 7).expand(3, 1, 6, 7) / 42.0
+    clip = np.arange(6 * 7, dtype=np.uint8).reshape(1, 6, 7, 1)
     corners = {
         random_crop(clip, 4, 4, torch.Generator().manual_seed(k), zoom=1.5)[0, 0, 0, 0].item() for k in range(60)
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoModel
 
-from suite.clips import read_frames
+from suite.films import pictures
 from suite.records import ROOT
 from tests import processes
 from weights import data, train
@@ -23,7 +23,7 @@ DIET = train.Diet.__init__
 @pytest.fixture
 def footage(real, monkeypatch):
     """Few frames and photographs."""
-    monkeypatch.setattr(data, "read_frames", lambda path: read_frames(path, 36))
+    monkeypatch.setattr(data, "pictures", lambda path: pictures(path, limit=36))
     few = data.photographs()[:2]
     monkeypatch.setattr(data, "photographs", lambda: few)
 

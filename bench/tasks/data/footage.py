@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Mapping
+from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
-import av
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench.tasks.task import pick
-from suite.clips import VIDEO_SUFFIXES, find_clips, random_crop, read_frames, to_unit
+from suite.clips import VIDEO_SUFFIXES, find_clips, first_frame, none_left, random_crop
+from suite.films import index, stretch
 
+T = TypeVar("T")
 CONDITION, TARGET = "condition", "target"
 
 
@@ -20,13 +25,17 @@ def film_clip(
 ) -> tuple[Tensor, str]:
     """A seeded crop [3, frames, height, width] of a seeded stretch of one of the folder's videos, and its name.
 
+    A video that cannot be read, or is too short, is left out with a warning, and another one drawn.
+
     Raises:
-        ValueError: the video drawn cannot be read, or is too short.
+        ValueError: none can be used.
         OSError: no folder, or no video in it.
     """
-    films = find_clips(folder)
-    film = films[pick(generator, len(films))]
-    return stretch_of(film, generator, frames, height, width, zoom), film.name
+    return _of_one(
+        {film.name: film for film in find_clips(folder)},
+        lambda film: stretch_of(film, generator, frames, height, width, zoom),
+        generator,
+    )
 
 
 def stretch_of(
@@ -37,8 +46,8 @@ def stretch_of(
     Raises:
         ValueError: it cannot be read, or is too short.
     """
-    start = _start(film, frames, generator)
-    return random_crop(_stretch(film, frames, start), height, width, generator, zoom)
+    start = first_frame(film, frames, generator)
+    return random_crop(stretch(film, start, frames), height, width, generator, zoom)
 
 
 def paired_clip(
@@ -46,28 +55,54 @@ def paired_clip(
 ) -> tuple[Tensor, Tensor, str]:
     """The same crop of the same stretch of ``folder/condition/NAME`` and ``folder/target/NAME``, and the name.
 
+    A pair that cannot be read, is too short, or whose partners differ in length or size, is left out with a warning,
+    and another one drawn.
+
     Raises:
-        ValueError: partners differ in length or size, or are too short.
+        ValueError: none can be used.
         OSError: a folder or a partner is missing.
     """
-    pairs = find_pairs(folder)
-    condition, target = pairs[pick(generator, len(pairs))]
-    lengths = _frame_count(condition), _frame_count(target)
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"'{condition.name}' has {lengths[0]} frames in {CONDITION}/ and {lengths[1]} in {TARGET}/: "
-            "pass pairs of equal length."
-        )
-    start = _start(condition, frames, generator)
-    videos = [_stretch(path, frames, start) for path in (condition, target)]
-    sizes = [f"{v.shape[2]}x{v.shape[3]}" for v in videos]
+
+    def both_of(pair: tuple[Path, Path]) -> Tensor:
+        lengths = [index(path).length for path in pair]
+        if lengths[0] != lengths[1]:
+            raise ValueError(
+                f"'{pair[0].name}' has {lengths[0]} frames in {CONDITION}/ and {lengths[1]} in {TARGET}/: "
+                "pass pairs of equal length."
+            )
+        start = first_frame(pair[0], frames, generator)
+        stretches = zip(*(stretch(path, start, frames) for path in pair), strict=True)
+        return random_crop(map(_side_by_side, stretches, repeat(pair[0].name)), height, width, generator, zoom)
+
+    both, name = _of_one({pair[0].name: pair for pair in find_pairs(folder)}, both_of, generator)
+    return both[:3].clone(), both[3:].clone(), name
+
+
+def _side_by_side(pictures: tuple[np.ndarray, np.ndarray], name: str) -> np.ndarray:
+    """Two of [H, W, 3] -> [H, W, 6], so that one crop is cut of both."""
+    sizes = ["{}x{}".format(*picture.shape) for picture in pictures]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"'{condition.name}' has {sizes[0]} pixels in {CONDITION}/ and {sizes[1]} in {TARGET}/: "
-            "pass pairs of equal size."
+            f"'{name}' has {sizes[0]} pixels in {CONDITION}/ and {sizes[1]} in {TARGET}/: pass pairs of equal size."
         )
-    both = random_crop(torch.cat(videos), height, width, generator, zoom)  # one crop for both
-    return both[:3].clone(), both[3:].clone(), condition.name
+    return np.concatenate(pictures, axis=2)
+
+
+def _of_one(films: Mapping[str, T], cut: Callable[[T], Tensor], generator: torch.Generator) -> tuple[Tensor, str]:
+    """(what ``cut`` makes of a film drawn at random, the film's name); where it raises ValueError another is drawn.
+
+    A number of a clip stands for the same clip in every process, so nothing is remembered of films that were left out.
+    """
+    left, reasons = list(films), []
+    while left:
+        name = left.pop(pick(generator, len(left)))
+        try:
+            return cut(films[name]), name
+        except ValueError as error:
+            reasons.append(str(error))
+            if left:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+    raise none_left(reasons)
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -99,26 +134,3 @@ def _videos(folder: Path) -> dict[str, Path]:
             f"No video in '{folder.name}/': looked for files ending in {', '.join(VIDEO_SUFFIXES)}."
         )
     return found
-
-
-def _start(film: Path, frames: int, generator: torch.Generator) -> int:
-    length = _frame_count(film)
-    if length < frames:
-        raise ValueError(
-            f"'{film.name}' has {length} frames, but {frames} are needed: pass fewer frames or longer clips."
-        )
-    return pick(generator, length - frames + 1)
-
-
-@lru_cache(maxsize=4096)
-def _frame_count(film: Path) -> int:
-    """Decoded once: what a container says about its length is often wrong."""
-    try:
-        with av.open(str(film)) as container:
-            return sum(1 for _ in container.decode(video=0))
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"'{film.name}' cannot be read as a video: {error}.") from error
-
-
-def _stretch(film: Path, frames: int, start: int) -> Tensor:
-    return to_unit(read_frames(film, frames, start))

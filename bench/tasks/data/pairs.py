@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import suite.clips
+import suite.films
 import suite.motion
 from bench.tasks.task import Task
 from chopgrad import CausalDecoder
@@ -126,7 +128,8 @@ def from_bytes(video: Tensor) -> Tensor:
 
 def clips_code() -> str:
     """Hash of all code that decides what a clip looks like, so that nothing is kept over a change."""
-    modules = [Path(__file__).parents[1] / f"{name}.py" for name in CODE] + [Path(str(suite.motion.__file__))]
+    modules = [Path(__file__).parents[1] / f"{name}.py" for name in CODE]
+    modules += [Path(str(module.__file__)) for module in (suite.motion, suite.clips, suite.films)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
 
 

@@ -48,8 +48,35 @@ def test_tasks_on_a_folder_of_films(tmp_path, name):
     film(tmp_path / "a.mkv")
     pair = task_by_name(name, tmp_path).clip(1, 5, 24, 32)
     assert pair.source == "a.mkv" and pair.target.shape == (3, 5, 24, 32)
-    with pytest.raises(ValueError, match=r"'a.mkv' has 12 frames, but 13 are needed: pass fewer frames or longer"):
+    with pytest.raises(ValueError, match=r"'a.mkv' has 12 frames, but 13 are needed: pass fewer frames or a"):
         task_by_name(name, tmp_path).clip(1, 13, 24, 32)
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_films_that_cannot_be_used_are_passed_by(tmp_path):
+    alone = film(tmp_path / "alone" / "b.mkv")
+    film(tmp_path / "all" / "b.mkv")
+    film(tmp_path / "all" / "short.mkv", frames=3)
+    (tmp_path / "all" / "broken.mkv").write_bytes(b"no video")
+    with pytest.warns(UserWarning, match="left out: ") as told:
+        found = [film_clip(tmp_path / "all", generator(seed), 12, 24, 24) for seed in range(8)]
+    assert {source for _, source in found} == {alone.name}
+    assert {str(w.message).split("'")[1] for w in told} == {"broken.mkv", "short.mkv"}
+    again = [film_clip(tmp_path / "all", generator(seed), 12, 24, 24)[0] for seed in (5, 2)]
+    assert torch.equal(again[0], found[5][0]) and torch.equal(again[1], found[2][0])
+    alone.unlink()
+    for name in "xyz":
+        film(alone.with_name(f"{name}.mkv"), frames=4)
+    with pytest.raises(ValueError, match=r"None of the 3 videos can be used, the first because '..mkv' has 4 frames"):
+        film_clip(tmp_path / "alone", generator(), 5, 24, 24)
+
+
+def test_pairs_that_cannot_be_used_are_passed_by(tmp_path):
+    for side in ("condition", "target"):
+        film(tmp_path / side / "x.mkv")
+        film(tmp_path / side / "y.mkv", frames=12 if side == "target" else 11)
+    with pytest.warns(UserWarning, match=r"left out: 'y.mkv' has 11 frames in condition/ and 12 in target/"):
+        assert {paired_clip(tmp_path, generator(seed), 4, 24, 24)[2] for seed in range(6)} == {"x.mkv"}
 
 
 @pytest.mark.parametrize("name", ["artifact-removal", "driving"])
@@ -94,7 +121,7 @@ def break_file(folder):
     ],
 )
 def test_pairs_that_are_none(tmp_path, harm, sentence):
-    folder = tmp_path / harm.__name__  # frame counts are remembered by path
+    folder = tmp_path / harm.__name__
     film(folder / "condition" / "x.mkv")
     film(folder / "target" / "x.mkv")
     harm(folder)
