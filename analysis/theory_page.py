@@ -17,7 +17,7 @@ from analysis.theory.elsewhere import from_elsewhere
 from analysis.theory.questions import QUESTIONS, REST, Question, anchor, question_of, question_of_figure
 from analysis.theory.summary import HEADER as OF_SUMMARY
 from analysis.theory.summary import Trial, summary
-from suite.claims import Claim, Verdict
+from suite.claims import Claim, Verdict, is_check
 from suite.command_line import run_main
 from suite.records import ROOT, Record, read_records
 
@@ -89,9 +89,13 @@ def report(folder: Path) -> str:
         raise ValueError(f"No record in '{folder.name}' makes a claim: run 'python -m analysis --full' first.")
     lines = ["# The theory, put to the test", "", INTRODUCTION, "", _row(OF_SUMMARY), _row(["---"] * len(OF_SUMMARY))]
     lines += [_row(row) for row in summary([*_trials(found), *from_elsewhere(folder.parent)])]
-    counts = Counter(claim.verdict for claim, _ in found)
+    findings = [claim for claim, _ in found if not is_check(claim)]
+    counts = Counter(claim.verdict for claim in findings)
     listed = ", ".join(f"{counts[v]} {PLURAL[v]}" for v in get_args(Verdict) if counts[v])
-    lines += ["", READING, f"Of {len(found)} rows {listed}.", "", "## Symbols", "", SYMBOLS]
+    counted = f"Of {len(findings)} rows {listed}."
+    if checks := len(found) - len(findings):
+        counted += f" Another {checks} *check the code*: inequalities that cannot fail, and are no findings."
+    lines += ["", READING, counted, "", "## Symbols", "", SYMBOLS]
     pictures, number = sorted(folder.glob("*.png")), 0
     for question in (*QUESTIONS, REST):
         mine = [(claim, record) for claim, record in found if question_of(claim.statement) == question]
@@ -134,7 +138,8 @@ def _section(
     # Statements in the question's order; claims of one statement stay in theirs (the sort is stable).
     for k, (claim, record) in enumerate(sorted(found, key=lambda pair: question.place(pair[0].statement) or 0), 1):
         source = "" if claim.source == "ours" else claim.source
-        cells = [before + k, claim.statement, _case(record), source, f"**{claim.verdict}**", claim.evidence]
+        verdict = f"**{claim.verdict}**" + (" (a check of the code)" if is_check(claim) else "")
+        cells = [before + k, claim.statement, _case(record), source, verdict, claim.evidence]
         lines.append(_row([*cells, _experiment(record, folder)]))
     return [*lines, ""]
 

@@ -27,3 +27,13 @@ class Claim:
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
             raise ValueError(f"verdict must be one of {', '.join(get_args(Verdict))}, got '{self.verdict}'.")
+
+
+CANNOT_FAIL = ("The truncation error is at most the sum", "The truncation error is at most the full sum")
+"""How statements begin that follow from the triangle inequality and the operator norm alone: where one failed, the code
+would be wrong, and not the paper. They are checks, and no findings."""
+
+
+def is_check(claim: Claim) -> bool:
+    """Whether it could not have come out otherwise."""
+    return claim.statement.startswith(CANNOT_FAIL)
