@@ -122,7 +122,7 @@ PAPER = (
             corrected("as printed it lacks the size G of the loss gradient, and 1 / (1 - exp(-alpha))"),
             numbers("as printed it is enough in {} % of cases where the loss is a sum", r"loss as a sum (\d+) %"),
             numbers("with G in it {} %", r"with G (\d+) %"),
-            numbers("corrected, it asks for no truncation of these nine or seven groups in {} %", r"corrected \d+ % \([^;]*; whole video in (\d+) %"),
+            numbers("corrected, it asks for no truncation in {} %", r"corrected \d+ % \([^;]*; whole video in (\d+) %"),
         ),
     ),
     PaperClaim(
