@@ -82,6 +82,8 @@ def available_bytes(device: torch.device | str) -> int | None:
     """
     device = torch.device(device)
     if device.type == "cuda":
+        if device.index is None:  # which not all of PyTorch's functions take
+            device = torch.device("cuda", torch.cuda.current_device())
         allocated, (free, total) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
         # torch.cuda.set_per_process_memory_fraction, for processes that share a card
         allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)

@@ -42,7 +42,9 @@ def takes(norm: Any, x: Tensor, z: Tensor, frames: Sequence[int] | None) -> bool
         x, z: features and latents, of which scale and shift are made; ordinary and of the norm's dtype.
         frames: see ``normed_silu``.
     """
-    if frames is None or not is_plain(norm, ("GroupNorm",)) or not norm.affine:
+    if frames is None or not is_plain(norm, ("GroupNorm",)) or {"weight", "bias"} - {*norm._parameters}:
+        return False
+    if norm.weight is None:
         return False
     if not is_ordinary(x, z, norm.weight, norm.bias) or not x.numel():
         return False

@@ -39,6 +39,8 @@ def written_forward(module: nn.Module) -> type | None:
     # A forward that somebody put on the class has another name, or comes from elsewhere.
     definer = next(c for c in type(module).__mro__ if "forward" in vars(c))
     forward = vars(definer)["forward"]
+    if hasattr(forward, "__wrapped__"):
+        return None
     own = f"{definer.__qualname__}.forward", definer.__module__
     return definer if (getattr(forward, "__qualname__", None), getattr(forward, "__module__", None)) == own else None
 

@@ -7,17 +7,19 @@ time on a GPU than the convolutions do.
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import cache
 from math import ceil
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from chopgrad.autocast import Autocast
 from chopgrad.graph import without_hooks
@@ -26,11 +28,13 @@ from chopgrad.pieces.plain import HOOKS, is_batched, is_casting, is_ordinary, is
 NORMS = ("WanRMS_norm", "QwenImageRMS_norm", "RMS_norm")
 """Classes of diffusers, and of the original repositories and their forks; all ``normalize(x) * scale * gamma + bias``.
 """
+FORMULA = "F.normalize(x, dim=1 if self.channel_first else -1) * self.scale * self.gamma + self.bias"
+"""What the original code and its forks return."""
 SHORTEST = 1e-12
 """Of a length, as ``torch.nn.functional.normalize`` has it."""
-PARTS = 8
+PARTS = 12
 """How many the gradient is made in, about: on the way it needs up to two copies of a part in float32."""
-SMALLEST = 2**20
+SMALLEST = 2**19
 """Numbers in a part at least; smaller ones cost more calls than they save memory."""
 
 
@@ -42,7 +46,7 @@ def normed_silu(norm: nn.Module, x: Tensor) -> Tensor:
         x: [batch, channels, frames, H, W].
     """
     parameters = list(norm.parameters())
-    if not is_ordinary(x, *parameters) or not x.is_floating_point():
+    if not is_ordinary(x, *parameters) or not x.is_floating_point() or not x.numel():
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
         return F.silu(_Normed.of(norm, x).inner, inplace=True)
@@ -50,8 +54,13 @@ def normed_silu(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def takes(norm: Any) -> bool:
-    """Whether it is such a norm over dimension 1, with its own forward and without hooks."""
-    return is_plain(norm, NORMS) and norm.channel_first and exact_dtype(norm) is not None
+    """Whether it is such a norm over dimension 1, with its own forward and without hooks, whose tensors are parameters:
+    of others the gradient would be lost.
+    """
+    if not is_plain(norm, NORMS) or not getattr(norm, "channel_first", False) or exact_dtype(norm) is None:
+        return False
+    held = [x for x in (norm.gamma, norm.bias) if isinstance(x, Tensor)]
+    return len({id(x) for x in held} & {id(x) for x in norm._parameters.values()}) == len(held)
 
 
 def _with(norm: nn.Module, parameters: dict[str, Any]) -> nn.Module:
@@ -86,7 +95,7 @@ class Precision(NamedTuple):
 def exact_dtype(norm: nn.Module) -> torch.dtype | None:
     """In which its class normalises bfloat16: diffusers in float32 since 0.37, the original code in bfloat16.
 
-    None where it computes something else than we do: there are forks, and a name is no promise.
+    None where it may compute something else than we do: there are forks, and a name is no promise.
     """
     kind: Any = type(norm)
     return _exact_dtype(kind)
@@ -94,21 +103,20 @@ def exact_dtype(norm: nn.Module) -> torch.dtype | None:
 
 @cache
 def _exact_dtype(kind: Any) -> torch.dtype | None:
-    with _disable_current_modes(), torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        try:
-            module = kind(4, images=False, bias=True)
-            x = torch.linspace(-1, 2, 4 * 64, dtype=torch.float64).view(1, 4, 1, 8, 8)
-            module.to(torch.float64).gamma.copy_(torch.linspace(0.5, 2, 4).view(4, 1, 1, 1))
-            module.bias.copy_(torch.linspace(-1, 1, 4).view(4, 1, 1, 1))
-            if not torch.allclose(module(x), _Normed.of(module, x).inner, rtol=1e-12):
-                return None
-            found = module.bfloat16()(x.bfloat16())
-            for dtype in (torch.float32, torch.bfloat16):
-                if torch.equal(found, _Normed.of(module, x.bfloat16(), Precision(dtype, torch.bfloat16)).inner):
-                    return dtype
-        except (TypeError, AttributeError, RuntimeError):
-            pass
-    return None
+    """By what is written in its forward."""
+    try:
+        source = dedent(inspect.getsource(kind.forward))
+        (function,) = ast.parse(source).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    if kind.__module__.startswith("diffusers."):
+        return torch.float32 if "float()" in source else torch.bfloat16
+    if kind.forward.__globals__.get("F") is not F or not isinstance(function, ast.FunctionDef):
+        return None
+    *before, last = function.body
+    known = ast.dump(ast.parse(FORMULA, mode="eval").body)
+    same = not before and isinstance(last, ast.Return) and last.value is not None and ast.dump(last.value) == known
+    return torch.bfloat16 if same else None
 
 
 class _Normed(NamedTuple):
@@ -187,15 +195,15 @@ def _gradients(
 
 
 def _sums(of_inner: Tensor, unit: Tensor, needed: dict[str, bool]) -> dict[str, Tensor]:
-    """Of the parameters, added up in float32 or better, frame by frame."""
+    """Of the parameters, added up in float32 or better."""
     found: dict[str, Tensor] = {}
     for name in ("gamma", "bias"):
         if needed.get(name):
             exact = torch.promote_types(of_inner.dtype, torch.float32)
             found[name] = torch.zeros(of_inner.shape[1], dtype=exact, device=of_inner.device)
-            for frame in range(of_inner.shape[2]):
-                part = of_inner[:, :, frame].to(exact)
-                found[name] += (part * unit[:, :, frame] if name == "gamma" else part).sum((0, 2, 3))
+            for part in parts(of_inner):
+                here = of_inner[part].to(exact)
+                found[name] += (here * unit[part] if name == "gamma" else here).sum((0, 2, 3, 4))
     return found
 
 
@@ -203,7 +211,9 @@ def _of_normalised(x: Tensor, length: Tensor, adjoint: Tensor) -> Tensor:
     """Gradient of x from that of x / length, whose memory it takes."""
     of_x = adjoint if adjoint.dtype == x.dtype else torch.empty_like(x)
     for part in parts(x):
-        of_part, here, along = adjoint[part].to(length.dtype), x[part], length[part[0], :, *part[2:]]
+        # In float32 or better: half precision has no room for such products.
+        exact = torch.promote_types(length.dtype, torch.float32)
+        of_part, here, along = adjoint[part].to(exact), x[part], length[part].to(exact)
         product = of_part * here
         # Where the length is the shortest it is a constant.
         slope = (product.sum(1, keepdim=True) / along / along / along).masked_fill_(along <= SHORTEST, 0)

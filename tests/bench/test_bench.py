@@ -277,6 +277,7 @@ def test_a_missing_engine_is_want_of_memory_on_a_full_card_only(free, expected, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: 1.0)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 70 * 2**30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 69 * 2**30)
     error = RuntimeError("GET was unable to find an engine to execute this computation")

@@ -93,5 +93,6 @@ def test_a_process_that_is_allowed_a_share_of_the_card_has_no_more(fraction, exp
     for name, value in gib.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value * 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: {0: fraction}[device.index])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert available_bytes("cuda") == expected * 2**30

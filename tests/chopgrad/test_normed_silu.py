@@ -1,5 +1,8 @@
 """Norm and SiLU that keep their input only: the modules' own bits, and their gradients."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
@@ -226,3 +229,93 @@ def test_several_adjoints_at_once(name):
     norm = max(x.norm() for x in expected)
     for x, y in zip(found, expected, strict=True):
         assert (x - y).norm() < 1e-11 * max(y.norm(), 1e-3 * norm)
+
+
+class RMS_norm(nn.Module):
+    """As the original code has it."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.channel_first, self.scale = True, dim**0.5
+        self.gamma, self.bias = nn.Parameter(torch.rand(dim, 1, 1, 1) + 0.5), 0.0
+
+    def forward(self, x):
+        return F.normalize(x, dim=(1 if self.channel_first else -1)) * self.scale * self.gamma + self.bias
+
+
+def fork(forward, **attributes):
+    """A class of the same name that computes something else."""
+    kind = type("RMS_norm", (RMS_norm,), {"forward": forward, "__module__": __name__})
+    forward.__qualname__ = "RMS_norm.forward"
+    norm = kind(8)
+    for name, value in attributes.items():
+        setattr(norm, name, value)
+    return norm
+
+
+def cast_back(self, x):
+    return (F.normalize(x, dim=1) * self.scale * self.gamma + self.bias).to(x.dtype)
+
+
+def gain_of_its_own(self, x):
+    return F.normalize(x, dim=(1 if self.channel_first else -1)) * self.scale * self.gamma * self.gain + self.bias
+
+
+def another_epsilon(self, x):
+    return F.normalize(x, dim=(1 if self.channel_first else -1), eps=5.0) * self.scale * self.gamma + self.bias
+
+
+def test_the_known_formula_is_taken_and_no_other():
+    assert rms_norm.exact_dtype(RMS_norm(8)) is torch.bfloat16 and rms_norm.takes(RMS_norm(8))
+    assert rms_norm.takes(WanRMS_norm(8, images=False))
+    decoder = chopgrad.decoder_for(build("wan2.1"), checkpoint=None, check=False)
+    for norm in (fork(cast_back), fork(gain_of_its_own, gain=2.0), fork(another_epsilon)):
+        assert not rms_norm.takes(norm)
+        x = torch.randn(1, 8, 2, 4, 4).bfloat16()
+        assert torch.equal(activate(decoder, norm, nn.SiLU(), x), F.silu(norm(x)))
+
+
+def test_a_forward_that_is_wrapped_is_called():
+    norm = fork(functools.wraps(RMS_norm.forward)(lambda self, x: 2 * x))
+    assert not rms_norm.takes(norm)
+
+
+@pytest.mark.parametrize("name", ["gamma", "bias"])
+def test_a_tensor_that_is_no_parameter_gets_its_gradient(name):
+    decoder = chopgrad.decoder_for(build("wan2.1"), checkpoint=None, check=False)
+    norm, leaf = WanRMS_norm(6, images=False).double(), torch.rand(6, 1, 1, 1, dtype=torch.float64).requires_grad_()
+    if name == "gamma":
+        del norm.gamma
+    setattr(norm, name, 2 * leaf)
+    x = torch.randn(1, 6, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(f(x).square().sum(), [x, leaf], retain_graph=True)
+        for f in (lambda x: activate(decoder, norm, nn.SiLU(), x), lambda x: F.silu(norm(x)))
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("size", "adjoint"), [(30, 100), (300, 100), (3000, 1), (1, 300), (1e-2, 100), (1e-4, 1), (300, 1e-3)]
+)
+def test_half_precision_has_room(size, adjoint):
+    """A product of input and adjoint, or a length to the third power, leaves what float16 can hold."""
+    norm = RMS_norm(32)
+    x, of_y = size * torch.randn(1, 32, 2, 8, 8), adjoint * torch.randn(1, 32, 2, 8, 8)
+    errors = []
+    leaf = x.half().double().requires_grad_()
+    twin = copy.deepcopy(norm).half().double()
+    (true,) = torch.autograd.grad(F.silu(twin(leaf)), leaf, of_y.half().double())
+    norm.half()
+    for f in (lambda x: rms_norm.normed_silu(norm, x), lambda x: F.silu(norm(x))):
+        leaf = x.half().requires_grad_()
+        errors.append(relative_error(torch.autograd.grad(f(leaf), leaf, of_y.half())[0].double(), true))
+    assert errors[0] < 1.2 * errors[1]
+
+
+def test_nothing_is_normed_too():
+    norm = WanRMS_norm(6, images=False)
+    for shape in ((1, 6, 0, 4, 4), (1, 6, 2, 0, 4)):
+        x = torch.zeros(shape, requires_grad=True)
+        assert torch.autograd.grad(rms_norm.normed_silu(norm, x).sum(), x)[0].shape == shape
