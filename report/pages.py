@@ -52,6 +52,8 @@ def pages(results: Path) -> Mapping[str, Writing]:
     if tasks := results_of(results / "tasks"):
         found |= {f"tasks/{r.task}.md": lambda r=r: end_tasks.table(r) for r in tasks}  # type: ignore[misc]
         found["tasks/README.md"] = lambda: end_tasks.overview(tasks, "tox -e tasks -- --full")
+    if tuned := results_of(results / "tuned_decoder"):
+        found["tuned_decoder/README.md"] = lambda: end_tasks.controls(tuned[0])
     if any(read_records(results / "lost_psnr")):
         found["lost_psnr/README.md"] = lambda: lost_psnr.report(results / "lost_psnr", lost_psnr.ASKED, full=True)
     return found

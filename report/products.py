@@ -125,6 +125,10 @@ PRODUCTS = (
         ("tasks/driving-*.json",), TASKS,
     ),
     Product(
+        "Table 4", "Is the gain in driving video the loss's, or the trained decoder's?", ("tuned_decoder/README.md",),
+        ("tuned_decoder/*.json",), "`python -m bench.tasks run --full --tasks driving --out results/tuned_decoder`",
+    ),
+    Product(
         "ours", "Why do LPIPS trainings lose PSNR: the loss, or the gradient through the decoder?",
         ("lost_psnr/README.md",), ("lost_psnr/*.json",), "`python analysis/lost_psnr.py --full`",
     ),

@@ -144,6 +144,32 @@ def overview(all_results: Sequence[TaskResults], command: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+TUNED = """\
+In driving video a loss on pixels trains the decoder, too, which a loss in latent space cannot. Two controls tell the
+two apart: a latent loss whose decoder is tuned, for as many steps, to draw the targets from their own latents; and
+the loss on pixels with the decoder as it is. Settings are those of the [end tasks](../tasks/README.md), with fewer
+seeds; seeds and test clips are drawn independently for an interval, and with so few seeds it is a narrow one.
+"""
+TUNED_METRICS = ("psnr", "ssim", "lpips-alex", "lpips-vgg", "dists")
+
+
+def controls(results: TaskResults) -> str:
+    """Page of the controls of a task whose decoder trains, as Markdown."""
+    arms = [a for a in results.arms if a in ("latent-tuned", "exact-frozen", "chop-1", "exact")]
+    header = ["arm", *(f"{head(m)}, minus latent" for m in TUNED_METRICS)]
+    rows = [[MEANING[a], *(_marked(m, results.difference(a, m)) for m in TUNED_METRICS)] for a in arms]
+    lines = ["# Is the gain the loss's, or the trained decoder's?", "", TUNED.rstrip(), ""]
+    lines += [_settings(results), "", markdown_table(header, rows), ""]
+    for metric in TUNED_METRICS:
+        found = results.difference("exact", metric, "latent-tuned")
+        if found is not None:
+            words = {None: "no better and no worse than", True: "better than", False: "worse than"}
+            side = words[better(metric, found)]
+            difference = with_interval(found, DIGITS[metric])
+            lines.append(f"- {NAMES[metric]}: the exact gradient is {side} the tuned decoder ({difference}).")
+    return "\n".join(lines) + "\n"
+
+
 def figure(
     all_results: Sequence[TaskResults], path: Path, metrics: Sequence[str] = ("psnr", "lpips-vgg", "dists")
 ) -> Path:

@@ -16,7 +16,7 @@ from bench.tasks.__main__ import cli
 from bench.tasks.comparison import LITTLE, TaskResults, better, claims, distance_matters, pixels_win, results_of
 from bench.tasks.protocol import COMPARED, SMALL_ARMS, TASK_NAMES, Protocol, code_fingerprint, run
 from bench.tasks.publish import publish
-from bench.tasks.tables import overview, table, verdicts
+from bench.tasks.tables import controls, overview, table, verdicts
 from suite.metrics import METRICS, score_videos
 from suite.records import provenance, write_record
 
@@ -216,3 +216,13 @@ def one_thread(fresh_accelerate):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_controls_say_whose_the_gain_is(tmp_path):
+    for arm, psnr in (("latent", 20.0), ("latent-tuned", 21.0), ("exact-frozen", 20.0), ("exact", 20.5)):
+        for seed in range(2):
+            record(tmp_path, arm, seed, [psnr + 0.01 * k for k in range(4)], [0.3] * 4)
+    (results,) = results_of(tmp_path)
+    page = controls(results)
+    assert "PSNR: the exact gradient is worse than the tuned decoder (-0.50 [-0.50, -0.50])." in page
+    assert "| latent MSE, decoder tuned on targets |" in page and "**1.00 [1.00, 1.00]**" in page

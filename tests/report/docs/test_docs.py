@@ -166,6 +166,16 @@ def test_the_findings_say_what_the_records_say():
     factors = [f"{r['bound_over_error_geometric_mean'][0]:.0f}" for r in tail]
     assert f"the tail is {' and '.join(factors)} times the error" in text
 
+    kinds = [metrics(f"theory/residuals-{vae}")["summary"] for vae in ("wan2.1", "cogvideox")]
+    for kind, told in (
+        ("film", "against the film"), ("blurred, film", "for a restoration"), ("random", "with a random adjoint"),
+        ("noisy, own", "against the decoder's own frames"),
+    ):  # fmt: skip
+        of_kind = [k[kind]["errors"]["adjoint" if kind == "random" else "mse"][1] for k in kinds]
+        assert f"{' and '.join(format(r['relative_error'][0], '.2f') for r in of_kind)} {told}" in text
+        if kind in ("film", "noisy, own"):
+            assert f"{' and '.join(format(r['cosine'][0], '.2f') for r in of_kind)} {told}" in text
+
     cases = [metrics(f"theory/{p.stem}") for p in (ROOT / "results" / "theory").glob("backbone_gradient-*.json")]
     one = [next(r for r in case["rows"] if (r["block"], r["distance"]) == (1, 1)) for case in cases]
     removed = [100 * r["removed_by_one_scale"][0] for r in one]
