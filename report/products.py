@@ -57,7 +57,7 @@ PRODUCTS = (
     ),
     Product(
         "Fig. 6", "The same for the published architectures on GPUs, random weights", ("gpu/README.md", "gpu/*.png"),
-        ("gpu/*/*.json",), "`python -m bench.gpu --out results/gpu`",
+        ("gpu/*/*.json", "gpu/predicted/*/*.json"), "`python -m bench.gpu --out results/gpu`",
     ),
     Product(
         "Fig. 6", "The same in hours instead of minutes, each case in a process of its own",
