@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 import chopgrad
 from analysis import residuals
-from analysis.real_clips import crop
 from analysis.residuals import KINDS, NOISE, blurred, claims, summarise
 from chopgrad import Chop
+from suite.clips import seeded_crop
 from suite.records import read_record
 from suite.vaes import load_vae
 from tests.analysis.test_gradient_bias import folder  # noqa: F401
@@ -46,7 +46,7 @@ def test_the_record_has_every_residual(record):
 
 def test_errors_are_those_of_the_library(record, folder):  # noqa: F811
     vae = load_vae(str(folder / "vae"))
-    decoder, video = chopgrad.decoder_for(vae), crop(folder / "clips" / "a.mkv", 0, 9, (16, 16), 0)[0]
+    decoder, video = chopgrad.decoder_for(vae), seeded_crop(folder / "clips" / "a.mkv", 0, 9, (16, 16), 0)[0]
     with torch.no_grad():
         z = vae.encode(video).latent_dist.mode()
         own, of_blurred = decoder.decode(z), vae.encode(blurred(video)).latent_dist.mode()
