@@ -26,7 +26,7 @@ MARGIN = 0.1
 """Share of the memory that is free which is left so: what a prediction may be off, workspaces, fragmentation."""
 OF_LOSS = 0.4
 """Share that is left to a loss outside of ``decode``, whose own graph nobody here knows."""
-FOLLOWED = 1.03
+FOLLOWED = 1.05
 """Strips take up to that times what is found by following them."""
 OF_STRIPS = 1.4
 """Times what they take, strips are estimated at most. Where the estimate could fit they are followed."""
