@@ -13,10 +13,10 @@ from chopgrad import Chop, Exact, Full
 Call = Literal["frame_loss", "decode", "patch", "plain"]
 """How the loss meets the decoder: streamed, through ``chopgrad.decode``, a patched VAE, or the VAE as it is."""
 
-LEAST = Inside("frame", Exact(offload=True, pieces=True, every=1))
-"""The exact gradient that needs the least device memory without strips."""
 PIECES = Exact(offload=True, pieces=True, every=1)
-STRIPS = Exact(offload=True, pieces=True, every=1, strips=8)
+LEAST = Inside("frame", PIECES)
+"""The exact gradient that needs the least device memory without strips."""
+STRIPS = replace(PIECES, strips=8)
 OFFLOAD = Exact(offload=True, every=1)
 LARGE_CARD_GIB = 120
 
@@ -96,7 +96,7 @@ def rows(card_gib: float) -> list[Row]:
             720,
             1280,
             streamed(
-                replace(STRIPS, every=4), Exact(), Inside("frame", Exact(offload=True, pieces=True, every=4)),
+                replace(STRIPS, every=4), Exact(), Inside("frame", replace(PIECES, every=4)),
                 *[Chop(1)] * large,
             ),
             rounds=0,
