@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.cases import Case
+from bench.cases import Case, plain
 from bench.gpu.rows import methods_by_label
 from bench.predict import predict_all
 from suite.records import Record, provenance, read_records, write_record
@@ -72,7 +72,7 @@ def predictions(results: Path, card: str) -> dict[str, float]:
 def predict_missing(results: Path) -> int:
     """Write a prediction for each measured case without one; returns how many.
 
-    Not for records with a note, which are of earlier code.
+    Not for records with a note, which are of earlier code, nor of ``Exact()``, whose form depends on the card.
     """
     made_by, count = provenance("cpu"), 0
     for card, records in cards(results).items():
@@ -81,7 +81,9 @@ def predict_missing(results: Path) -> int:
         for record in records:
             is_streamed = record.settings.get("call") == "frame_loss" and not record.settings.get("channels_last")
             case = case_of(record) if is_streamed and "note" not in record.provenance else None
-            if case is not None and case.name not in there and case.dtype == "bfloat16":
+            if case is None or getattr(plain(case.strategy), "is_automatic", False):
+                continue
+            if case.name not in there and case.dtype == "bfloat16":
                 wanted.setdefault(case.video, {})[case.name] = case
         for same_video in wanted.values():
             cases = list(same_video.values())
